@@ -1,0 +1,295 @@
+"""The MQTT edge: one connection that comes back by itself, and everything the broker can say no to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiomqtt
+import paho.mqtt.client as paho
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from controller import log
+from controller.backoff import reconnect_delay_s
+from controller.config import MqttSettings
+from controller.errors import ControlError, UnreachableError, UsageError
+from controller.supervise import beside
+
+QUIET_S = 0.15
+_TIMEOUT_S = 10.0
+_KEEPALIVE_S = 30
+_FAILURE = 0x80
+_WRONG_VERSION = 132
+_NO_LOGIN = {134, 135}
+_log = log.get("mqtt")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What arrived. ``retained``: the broker kept it from before the subscription."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+
+
+class _Client(aiomqtt.Client):
+    """aiomqtt's client, with messages going straight to a function, and with the reason of a refused publish kept.
+
+    aiomqtt queues messages without bound, or drops them when bounded, and throws reason codes of PUBACK away.
+    """
+
+    def __init__(self, take: Callable[[Message], None], host: str, port: int, **options: Any) -> None:
+        super().__init__(host, port, **options)
+        self._take = take
+        self.refusal: ReasonCode | None = None
+
+    def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:  # noqa: ARG002 - paho's signature
+        self._take(Message(message.topic, message.payload, message.retain))
+
+    def _on_publish(
+        self, client: paho.Client, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
+    ) -> None:
+        if reason_code.is_failure:
+            self.refusal = reason_code
+        super()._on_publish(client, userdata, mid, reason_code, properties)
+
+
+class Link:
+    """A subscription that survives reconnects, and a way to publish; made by ``open_link``."""
+
+    def __init__(
+        self,
+        settings: MqttSettings,
+        *,
+        filters: tuple[str, ...],
+        take: Callable[[Message], None],
+        connecting: Callable[[], None],
+        is_patient: bool,
+    ) -> None:
+        """Remember only; ``connecting`` is called before each subscription, as all retained messages come again."""
+        self._settings = settings
+        self._filters = filters
+        self._take = take
+        self._connecting = connecting
+        self._is_patient = is_patient
+        self._is_v5 = settings.version != "3.1.1"
+        self._client: _Client | None = None
+        self._changed = asyncio.Condition()
+        self._publishing = asyncio.Lock()
+        self._last_arrival = 0.0
+        self.connections = 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection with its subscriptions now."""
+        return self._client is not None
+
+    async def connected(self) -> None:
+        """Return when there is a connection."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._client is not None)
+
+    async def publish(self, topic: str, payload: bytes, *, is_retained: bool) -> None:
+        """Publish with QoS 1 and return after the broker's acknowledgement, on a later connection if need be.
+
+        Raises ControlError where the broker says why it refuses (MQTT 5 only; 3.1.1 has no way to say it).
+        """
+        attempt = 0
+        async with self._publishing:
+            while True:
+                await self.connected()
+                client = self._client
+                if client is None:
+                    continue
+                client.refusal = None
+                try:
+                    await client.publish(topic, payload, qos=1, retain=is_retained, timeout=_TIMEOUT_S)
+                except aiomqtt.MqttError as exc:
+                    _log.debug("publish interrupted", topic=topic, error=str(exc))
+                    await asyncio.sleep(reconnect_delay_s(attempt, random.random()))  # noqa: S311 - jitter
+                    attempt += 1
+                    continue
+                if client.refusal is not None:
+                    raise ControlError(
+                        f"the broker at {self._settings.url} refused to publish on {topic}: {client.refusal}.",
+                        hint="Allow this user to write there in the broker's access list.",
+                    )
+                return
+
+    async def settle(self) -> None:
+        """Return when the broker has sent what it retains: it is quiet, and quiet still after one round trip."""
+        while True:
+            await self.connected()
+            while (quiet := asyncio.get_running_loop().time() - self._last_arrival) < QUIET_S:
+                await asyncio.sleep(QUIET_S - quiet)
+            before, client = self._last_arrival, self._client
+            if client is None:
+                continue
+            with contextlib.suppress(aiomqtt.MqttError):
+                # Nobody subscribes that, the answer is all we want: it comes after what is on its way already.
+                await client.unsubscribe(f"{self._settings.prefix}/nothing", timeout=_TIMEOUT_S)
+                if self._last_arrival == before and self._client is client:
+                    return
+
+    async def keep(self) -> None:
+        """Hold a connection for ever. Raises UnreachableError if the first attempt fails, unless it is patient."""
+        attempt = 0
+        while True:
+            before = self.connections
+            try:
+                await self._hold()
+            except (aiomqtt.MqttError, UnreachableError) as exc:
+                if not self.connections and not self._is_patient:
+                    raise _unreachable(self._settings, exc) from exc
+                attempt = 0 if self.connections > before else attempt + 1
+                delay_s = reconnect_delay_s(attempt, random.random())  # noqa: S311 - jitter
+                _log.warning("no connection to the broker", error=_reason(exc), retry_s=round(delay_s, 1))
+                await asyncio.sleep(delay_s)
+
+    async def _hold(self) -> None:
+        """One connection from its beginning to its loss, which is raised as MqttError."""
+        async with await self._connect() as client:
+            try:
+                self._connecting()
+                await self._subscribe(client)
+                self.connections += 1
+                await self._set_client(client)
+                async for _ in client.messages:
+                    pass  # none comes this way; the iteration ends, by an error, when the connection does
+            finally:
+                await self._set_client(None)
+
+    async def _connect(self) -> _Connected:
+        """Connect with MQTT 5, or with 3.1.1 where that is refused or wanted."""
+        tls = await asyncio.to_thread(_tls_context, self._settings)
+        password = await asyncio.to_thread(self._settings.read_password)
+        while True:
+            client = _Client(
+                self._arrived,
+                self._settings.host,
+                self._settings.port,
+                identifier=f"kvmctl-{uuid.uuid4().hex[:12]}",
+                protocol=aiomqtt.ProtocolVersion.V5 if self._is_v5 else aiomqtt.ProtocolVersion.V311,
+                username=self._settings.username or None,
+                password=password.get_secret_value() if password else None,
+                tls_context=tls,
+                timeout=_TIMEOUT_S,
+                keepalive=_KEEPALIVE_S,
+            )
+            connected = _Connected(client)
+            try:
+                await connected.open()
+            except aiomqtt.MqttConnectError as exc:
+                if self._settings.version == "auto" and self._is_v5 and _reason_value(exc) == _WRONG_VERSION:
+                    self._is_v5 = False
+                    continue
+                raise
+            return connected
+
+    async def _subscribe(self, client: _Client) -> None:
+        granted = await client.subscribe([(one, 1) for one in self._filters], timeout=_TIMEOUT_S)
+        for wanted, code in zip(self._filters, granted, strict=True):
+            if (code if isinstance(code, int) else code.value) >= _FAILURE:
+                raise UnreachableError(
+                    f"the broker at {self._settings.url} refused to let us read {wanted}.",
+                    hint="Allow this user to read it in the broker's access list.",
+                )
+
+    async def _set_client(self, client: _Client | None) -> None:
+        async with self._changed:
+            self._last_arrival = asyncio.get_running_loop().time()
+            self._client = client
+            self._changed.notify_all()
+
+    def _arrived(self, message: Message) -> None:
+        self._last_arrival = asyncio.get_running_loop().time()
+        self._take(message)
+
+
+class _Connected:
+    """An opened client as a context, so that the choice of the version stays apart from its use."""
+
+    def __init__(self, client: _Client) -> None:
+        self._client = client
+
+    async def open(self) -> None:
+        await self._client.__aenter__()
+
+    async def __aenter__(self) -> _Client:
+        return self._client
+
+    async def __aexit__(self, *error: object) -> None:
+        with contextlib.suppress(aiomqtt.MqttError):
+            await self._client.__aexit__(None, None, None)
+
+
+@contextlib.asynccontextmanager
+async def open_link(
+    settings: MqttSettings,
+    *,
+    filters: tuple[str, ...],
+    take: Callable[[Message], None],
+    connecting: Callable[[], None] = lambda: None,
+    is_patient: bool = False,
+) -> AsyncIterator[Link]:
+    """Give a link, connected unless it is patient: then it waits for a broker as long as it takes."""
+    link = Link(settings, filters=filters, take=take, connecting=connecting, is_patient=is_patient)
+    async with beside(link.keep()):
+        if not is_patient:
+            await link.connected()
+        yield link
+
+
+def _tls_context(settings: MqttSettings) -> ssl.SSLContext | None:
+    if not settings.is_tls:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=settings.ca)
+    except (OSError, ssl.SSLError) as exc:
+        raise UsageError(
+            f"mqtt.ca {settings.ca}: no CA certificates could be read: {exc.strerror or exc}.",
+            hint="Give a file with PEM certificates.",
+        ) from exc
+    if settings.cert is None:
+        return context
+    try:
+        context.load_cert_chain(settings.cert, settings.key)
+    except (OSError, ssl.SSLError) as exc:
+        raise UsageError(
+            f"mqtt.cert {settings.cert}, mqtt.key {settings.key}: they cannot be used: {exc.strerror or exc}.",
+            hint="Give a PEM certificate and the PEM key that belongs to it, without a pass phrase.",
+        ) from exc
+    return context
+
+
+def _unreachable(settings: MqttSettings, error: Exception) -> UnreachableError:
+    if isinstance(error, UnreachableError):
+        return error
+    match error:
+        case aiomqtt.MqttConnectError() if _reason_value(error) in _NO_LOGIN:
+            why = "it refused this user name and password" if settings.username else "it wants a user name and password"
+            hint = "Correct mqtt.username and mqtt.password_file."
+        case aiomqtt.MqttConnectError() if _reason_value(error) == _WRONG_VERSION:
+            why, hint = f"it does not speak MQTT {settings.version}", 'Set mqtt.version = "auto".'
+        case _ if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            why, hint = _reason(error), "Name the CA that signed the broker's certificate in mqtt.ca."
+        case _:
+            why = _reason(error)
+            hint = "Start the broker, or name another one with --mqtt, KVMCTL_MQTT_URL or mqtt.url in kvmctl.toml."
+    return UnreachableError(f"the MQTT broker at {settings.url} cannot be used: {why}.", hint=hint)
+
+
+def _reason_value(error: aiomqtt.MqttConnectError) -> int:
+    return error.rc if isinstance(error.rc, int) else error.rc.value
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).removesuffix(".")

@@ -1,0 +1,150 @@
+"""How far the hosts are with what was asked of them, and the exit code that follows. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from controller.fleet import Fleet
+from kvmwire.codes import CODES, Exit, FailureCode
+from kvmwire.events import Ensure
+from kvmwire.status import Outcome, ProbeStatus, Progress, Receipt, ReplicaState, ReplicaStatus, Verdict
+from kvmwire.topics import ProbeTopic, ProgressTopic, ReplicaTopic
+
+_WORST_FIRST = (Exit.VERIFICATION, Exit.POLICY, Exit.UNREACHABLE, Exit.USAGE, Exit.FAILED)
+
+
+class Phase(StrEnum):
+    """Of one host's part: ``pending`` goes on, ``missing`` is pending on a host that does not listen."""
+
+    PENDING = "pending"
+    MISSING = "missing"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where one host is with one replica or probe."""
+
+    host: str
+    phase: Phase
+    state: str
+    code: FailureCode | None = None
+    message: str = ""
+    hint: str = ""
+    next_attempt: datetime | None = None
+    progress: Progress | None = None
+    status: ReplicaStatus | ProbeStatus | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether waiting on can change nothing."""
+        return self.phase in {Phase.DONE, Phase.FAILED}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What one event asks of one host: this replica, present or absent, at this generation or a later one."""
+
+    host: str
+    pool: str
+    template: str
+    generation: int
+    event_id: str
+    ensure: Ensure
+
+
+def replica_standing(wish: Wish, fleet: Fleet, receipts: Mapping[str, Receipt]) -> Standing:
+    """Tell how far a host is; ``receipts`` are its event's, by host."""
+    status = fleet.replicas.get(ReplicaTopic(wish.host, wish.pool, wish.template))
+    if status is None or status.generation < wish.generation:
+        return _before_status(wish.host, fleet, receipts.get(wish.host), pool=wish.pool)
+    done = ReplicaState.READY if wish.ensure is Ensure.PRESENT else ReplicaState.ABSENT
+    phase = Phase.PENDING if fleet.is_online(wish.host) else Phase.MISSING
+    if status.state.is_settled:
+        phase = Phase.DONE if status.state is done else Phase.FAILED
+    return Standing(
+        wish.host,
+        phase,
+        status.state.value,
+        code=status.code or _code_of_unwanted(phase, status, wish),
+        message=status.message,
+        hint=status.hint,
+        next_attempt=status.next_attempt,
+        progress=fleet.progress.get(ProgressTopic(wish.host, wish.pool, wish.template)) or status.progress,
+        status=status,
+    )
+
+
+def probe_standing(host: str, template: str, generation: int, fleet: Fleet, receipts: Mapping[str, Receipt]) -> Standing:
+    """Tell whether a host has checked a template's sources, and what it found."""
+    status = fleet.probes.get(ProbeTopic(host, template))
+    if status is None or status.generation < generation:
+        return _before_status(host, fleet, receipts.get(host), pool=None)
+    phase = Phase.FAILED if status.verdict is Verdict.BAD else Phase.DONE
+    return Standing(
+        host,
+        phase,
+        status.verdict.value,
+        code=status.code,
+        message=status.message,
+        hint=status.hint,
+        status=status,
+    )
+
+
+def exit_of(standings: Iterable[Standing]) -> Exit:
+    """Done only if every host is; else what the worst failure's code says, or 4 where a host was not heard of."""
+    exits = set[Exit]()
+    for standing in standings:
+        match standing.phase:
+            case Phase.DONE:
+                pass
+            case Phase.FAILED:
+                exits.add(CODES[standing.code].exit if standing.code else Exit.FAILED)
+            case Phase.PENDING | Phase.MISSING:
+                exits.add(Exit.UNREACHABLE)
+    return next((one for one in _WORST_FIRST if one in exits), Exit.DONE)
+
+
+def receipt_exit(hosts: Iterable[str], receipts: Mapping[str, Receipt]) -> Exit:
+    """Give the exit code of a command that only wants to be heard."""
+    return exit_of(
+        Standing(
+            host,
+            Phase.PENDING if (r := receipts.get(host)) is None else _heard(r),
+            "",
+            code=r.code if r else None,
+        )
+        for host in hosts
+    )
+
+
+def _heard(receipt: Receipt) -> Phase:
+    return Phase.FAILED if receipt.outcome in {Outcome.REFUSED, Outcome.STALE} else Phase.DONE
+
+
+def _before_status(host: str, fleet: Fleet, receipt: Receipt | None, *, pool: str | None) -> Standing:
+    """Tell what is known before the host has said anything about this generation."""
+    if receipt is not None and receipt.outcome is Outcome.REFUSED:
+        return Standing(
+            host, Phase.FAILED, "refused", code=receipt.code, message=receipt.message, hint=receipt.hint
+        )
+    if not fleet.is_online(host):
+        why = "offline" if host in fleet.hosts else "unknown"
+        return Standing(
+            host, Phase.MISSING, why, message="it gets the event when it comes", hint=f"Start kvmd on {host}."
+        )
+    where = f" for pool {pool}" if pool else ""
+    state = receipt.outcome.value if receipt else "sent"
+    return Standing(host, Phase.PENDING, state, message=f"no status{where} yet")
+
+
+def _code_of_unwanted(phase: Phase, status: ReplicaStatus, wish: Wish) -> FailureCode | None:
+    """A settled state without a code that is not what was asked for: somebody asked for something newer."""
+    if phase is Phase.FAILED and status.generation > wish.generation:
+        return FailureCode.EVENT_STALE
+    return None

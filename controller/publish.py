@@ -1,0 +1,199 @@
+"""Making events and publishing them: kept in the registry first, then sent, then followed until the receipts come."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from controller.errors import ControlError
+from controller.fleet import Fleet
+from controller.registry import Stored
+from controller.session import Session
+from kvmwire.codec import content_of, encode_event
+from kvmwire.codes import FailureCode, WireError
+from kvmwire.events import CommandData, DeployData, Ensure, Event, EventData, RegisterData
+from kvmwire.topics import CommandTopic, DeployTopic, EventTopic, RegisterTopic, Verb
+
+COMMAND_LIFE = timedelta(hours=1)
+_PUBLISH_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A published event and the hosts it was meant for."""
+
+    event: Event
+    topic: str
+    hosts: frozenset[str]
+
+
+def source() -> str:
+    """Name this controller in the events it makes."""
+    return f"kvmctl@{socket.gethostname()}"
+
+
+def default_deployment(template: str, pool: str) -> str:
+    """Name the deployment of a template in a pool."""
+    return template if pool == "default" else f"{template}.{pool}"
+
+
+def next_generation(now: datetime, *known: int) -> int:
+    """Milliseconds since the epoch, but higher than every known generation."""
+    return max(int(now.timestamp() * 1000), *(one + 1 for one in known), 1)
+
+
+def make_event(topic: EventTopic, data: EventData, *, generation: int | None, now: datetime) -> Event:
+    """Make an event of this controller. Commands expire: nobody wants last week's cancel."""
+    return Event(
+        id=str(uuid.uuid4()),
+        topic=topic,
+        data=data,
+        content=content_of(data),
+        source=source(),
+        is_bare=False,
+        generation=generation,
+        time=now,
+        expires=now + COMMAND_LIFE if isinstance(data, CommandData) else None,
+    )
+
+
+def register_event(fleet: Fleet, data: RegisterData, *, known: int, now: datetime) -> Event:
+    """Make the event that registers a template or, with ``ensure: absent``, unregisters it."""
+    generation = next_generation(now, known, fleet.generation_of_template(data.template))
+    return make_event(RegisterTopic(data.template), data, generation=generation, now=now)
+
+
+def deploy_events(
+    fleet: Fleet, wanted: Iterable[tuple[DeployTopic, DeployData]], *, known: int, now: datetime
+) -> list[Event]:
+    """Make deploy events; those about one template in one pool get rising generations, so that none equals another."""
+    events = list[Event]()
+    highest = dict[tuple[str, str], int]()
+    for topic, data in wanted:
+        subject = data.template_name, data.pool
+        generation = next_generation(now, known, fleet.generation_of_replicas(*subject), highest.get(subject, 0))
+        highest[subject] = generation
+        events.append(make_event(topic, data, generation=generation, now=now))
+    return events
+
+
+def removals(
+    fleet: Fleet, template: str, *, hosts: Iterable[str], pool: str | None
+) -> list[tuple[DeployTopic, DeployData]]:
+    """Say what makes a template absent: on each topic that deploys it, or on the named hosts' own topics."""
+    named = tuple(hosts)
+    if not named:
+        return [(d.topic, _absent(d.data, deployment=d.data.deployment)) for d in fleet.deployments(template, pool)]
+    return [
+        (
+            DeployTopic(deployment, host),
+            DeployData(deployment=deployment, template=record, pool=one, ensure=Ensure.ABSENT),
+        )
+        for record in [_record(fleet, template)]
+        for host in named
+        for one in _pools_on(fleet, template, host=host, pool=pool)
+        for deployment in [default_deployment(template, one)]
+    ]
+
+
+def commands(verb: Verb, data: CommandData, *, hosts: Iterable[str], now: datetime) -> list[Event]:
+    """Make a command for all hosts, or one for each that is named."""
+    topics = [CommandTopic(verb, host) for host in hosts] or [CommandTopic(verb)]
+    return [make_event(topic, data, generation=None, now=now) for topic in topics]
+
+
+def known_template(fleet: Fleet, name: str) -> RegisterData:
+    """Give the newest record of a template. Raises ControlError with TEMPLATE_UNKNOWN."""
+    record = fleet.template(name)
+    if record is not None:
+        return record
+    topic = RegisterTopic(name)
+    refused = fleet.unreadable.get(topic)
+    why = "it was unregistered" if topic in fleet.events else "no register event is retained at the broker"
+    if refused is not None:
+        why = f"its register event cannot be read: {refused.message.removesuffix('.')}"
+    others = ", ".join(fleet.templates()) or "none"
+    raise ControlError(
+        f"template {name}: {why}; nothing was published.",
+        hint=f"Register it: kvmctl register {name} URL --checksum '{{SHA-256}}...' (registered here: {others}).",
+        code=FailureCode.TEMPLATE_UNKNOWN,
+    )
+
+
+async def publish(session: Session, events: Iterable[Event]) -> list[Sent]:
+    """Store, publish and follow events. Returns when the broker has acknowledged the last."""
+    return [await _publish_one(session, event) for event in events]
+
+
+async def known_generation(session: Session, topics: Iterable[EventTopic]) -> int:
+    """The highest generation that the registry has for these topics."""
+    texts = [session.topics.build(topic) for topic in topics]
+    return await session.archive.call(lambda registry: registry.generation(texts))
+
+
+async def _publish_one(session: Session, event: Event) -> Sent:
+    try:
+        payload = encode_event(session.topics, event)
+    except WireError as exc:
+        raise ControlError.of(exc) from exc
+    topic = session.topics.build(event.topic)
+    hosts = session.fleet.audience(event)
+    stored = Stored(
+        id=event.id,
+        topic=topic,
+        payload=payload,
+        generation=event.generation,
+        is_retained=not isinstance(event.topic, CommandTopic),
+        is_ours=True,
+        created=time.time(),
+        expires=event.expires.timestamp() if event.expires else None,
+    )
+    await session.archive.call(lambda registry: registry.store(stored, hosts))
+    session.deliveries.add(stored, event, now=time.monotonic())
+    try:
+        async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
+            await session.link.publish(topic, payload, is_retained=stored.is_retained)
+    except TimeoutError as exc:
+        raise ControlError(
+            f"event {event.id} was stored, but the broker did not acknowledge it within {_PUBLISH_TIMEOUT_S:g} s.",
+            hint="Check the broker. `kvmctl serve` sends it as soon as it can; or give the command again.",
+            code=FailureCode.SOURCE_UNREACHABLE,
+        ) from exc
+    return Sent(event, topic, hosts)
+
+
+def _absent(data: DeployData, *, deployment: str) -> DeployData:
+    """Ask for the opposite, and leave out what only matters to a download."""
+    return DeployData(
+        deployment=deployment,
+        template=data.template,
+        pool=data.pool,
+        hosts=data.hosts,
+        name=data.name,
+        ensure=Ensure.ABSENT,
+    )
+
+
+def _record(fleet: Fleet, template: str) -> RegisterData | str:
+    """Give the whole record from where there is one: a host that never saw the template need not wait for it."""
+    deployed = (d.data.template for d in fleet.deployments(template) if isinstance(d.data.template, RegisterData))
+    return fleet.template(template) or next(deployed, template)
+
+
+def _pools_on(fleet: Fleet, template: str, *, host: str, pool: str | None) -> list[str]:
+    """Pools of the host in which the template is, or is to be."""
+    if pool is not None:
+        return [pool]
+    replicas = {t.pool for t in fleet.replicas if (t.host, t.template) == (host, template)}
+    wanted = {d.data.pool for d in fleet.deployments(template) if host in fleet.audience(d.event)}
+    return sorted(replicas | wanted)
+
+
+def now_utc() -> datetime:
+    """The time, as events carry it."""
+    return datetime.now(UTC)

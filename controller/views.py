@@ -1,0 +1,271 @@
+"""The fleet as rows for programs and tables for people; a row is the wire model plus what the table adds. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from controller.fleet import Fleet
+from controller.outcome import Standing
+from controller.output import moment, size, state, table, text
+from controller.publish import Sent
+from controller.registry import Stored
+from kvmwire.events import RegisterData
+from kvmwire.source import redact
+from kvmwire.status import ProbeStatus, Progress, Receipt, ReplicaState, ReplicaStatus
+from kvmwire.topics import ProbeTopic, ProgressTopic, RegisterTopic, ReplicaTopic
+
+Row = dict[str, Any]
+Rows = tuple[list[Row], Table]
+
+
+def hosts(fleet: Fleet) -> Rows:
+    """Every host with its pools."""
+    rows, shown = list[Row](), table("hosts", "host", "state", "version", "pools", "labels", "ready", "since")
+    for name, host in sorted(fleet.hosts.items()):
+        ready = _count_ready(s for t, s in fleet.replicas.items() if t.host == name)
+        rows.append({"kind": "host", **host.model_dump(mode="json"), "ready": ready})
+        pools = ", ".join(f"{p.name} {p.state.value} {size(p.available)} free" for p in host.pools)
+        labels = ", ".join(f"{key}={value}" for key, value in sorted(host.labels.items()))
+        shown.add_row(
+            text(name),
+            state(host.state.value),
+            text(host.version),
+            text(pools),
+            text(labels),
+            str(ready),
+            moment(host.since),
+        )
+    return rows, shown
+
+
+def templates(fleet: Fleet, names: Iterable[str] | None = None) -> Rows:
+    """Every registered template, or those named."""
+    rows = list[Row]()
+    shown = table("templates", "template", "format", "size", "checksum", "sources", "ready on", "generation")
+    for name, record in fleet.templates().items():
+        if names is not None and name not in names:
+            continue
+        seen = fleet.events[RegisterTopic(name)].event
+        ready = sorted({t.host for t, s in fleet.replicas.items() if t.template == name and s.state is ReplicaState.READY})
+        rows.append(
+            {"kind": "template", **_shown_record(record), "generation": seen.generation, "event": seen.id, "ready": ready}
+        )
+        shown.add_row(
+            text(name),
+            record.format.value,
+            size(record.size),
+            text(record.checksum),
+            text("\n".join(redact(url) for url in record.urls)),
+            f"{len(ready)} of {len(fleet.hosts)}",
+            str(seen.generation or "-"),
+        )
+    return rows, shown
+
+
+def replicas(fleet: Fleet, *, template: str | None = None, host: str | None = None) -> Rows:
+    """Every replica, or those of a template or a host."""
+    rows = list[Row]()
+    shown = table("replicas", "host", "pool", "template", "state", "progress", "path", "checksum", "message")
+    for topic, status in sorted(fleet.replicas.items(), key=lambda pair: _replica_order(pair[0])):
+        if template not in {None, topic.template} or host not in {None, topic.host}:
+            continue
+        figures = fleet.progress.get(ProgressTopic(topic.host, topic.pool, topic.template)) or status.progress
+        rows.append(replica_row(topic, status, online=fleet.is_online(topic.host), figures=figures))
+        shown.add_row(
+            text(topic.host),
+            text(topic.pool),
+            text(topic.template),
+            state(status.state.value),
+            text(progress(status, figures)),
+            text(status.path),
+            text(status.checksum),
+            text(why(status)),
+        )
+    return rows, shown
+
+
+def probes(fleet: Fleet, *, template: str) -> Rows:
+    """What each host found out about the sources of a template."""
+    found = {t.host: s for t, s in sorted(fleet.probes.items(), key=lambda p: p[0].host) if t.template == template}
+    shown = _probe_table()
+    for host, status in found.items():
+        _add_probe(shown, host, status)
+    return [probe_row(ProbeTopic(host, template), status) for host, status in found.items()], shown
+
+
+def replica_row(topic: ReplicaTopic, status: ReplicaStatus, *, online: bool, figures: Progress | None) -> Row:
+    """Give one replica as a row."""
+    row = {"kind": "replica", "host": topic.host, "online": online, **status.model_dump(mode="json")}
+    return row | {"progress": figures.model_dump(mode="json") if figures else None}
+
+
+def probe_row(topic: ProbeTopic, status: ProbeStatus) -> Row:
+    """Give one probe as a row."""
+    return {"kind": "probe", "host": topic.host, **status.model_dump(mode="json")}
+
+
+def outcome(standings: Sequence[Standing], *, title: str) -> Rows:
+    """The end of a deploy or remove that was waited for."""
+    rows, shown = list[Row](), table(title, "host", "state", "path", "checksum", "message")
+    for one in standings:
+        status = one.status if isinstance(one.status, ReplicaStatus) else None
+        rows.append(_standing_row(one) | {"path": status.path if status else None, "checksum": status.checksum if status else None})
+        shown.add_row(
+            text(one.host),
+            state(one.state),
+            text(status.path if status else None),
+            text(status.checksum if status else None),
+            text(_explained(one)),
+        )
+    return rows, shown
+
+
+def probed(standings: Sequence[Standing]) -> Rows:
+    """The end of a register that was waited for: a line a source."""
+    rows, shown = list[Row](), _probe_table()
+    for one in standings:
+        sources = one.status.sources if isinstance(one.status, ProbeStatus) else ()
+        rows.append(_standing_row(one) | {"sources": [source.model_dump(mode="json") for source in sources]})
+        if isinstance(one.status, ProbeStatus) and one.status.sources:
+            _add_probe(shown, one.host, one.status)
+        else:
+            shown.add_row(text(one.host), state(one.state), "-", "-", "-", "-", "-", text(_explained(one)))
+    return rows, shown
+
+
+def sent(events: Iterable[Sent]) -> Rows:
+    """What was published."""
+    rows, shown = list[Row](), table("published", "event", "generation", "topic", "meant for")
+    for one in events:
+        hosts_ = sorted(one.hosts)
+        rows.append(
+            {
+                "kind": "published",
+                "event": one.event.id,
+                "generation": one.event.generation,
+                "topic": one.topic,
+                "hosts": hosts_,
+            }
+        )
+        shown.add_row(one.event.id, str(one.event.generation or "-"), one.topic, text(", ".join(hosts_) or "nobody yet"))
+    return rows, shown
+
+
+def receipts(found: Iterable[Receipt]) -> Rows:
+    """Answers of hosts."""
+    rows, shown = list[Row](), table("receipts", "host", "outcome", "code", "message", "event")
+    for one in found:
+        rows.append(receipt_row(one))
+        shown.add_row(text(one.host), state(one.outcome.value), text(one.code), text(one.message), text(one.event))
+    return rows, shown
+
+
+def receipt_row(receipt: Receipt) -> Row:
+    """Give one receipt as a row."""
+    return {"kind": "receipt", **receipt.model_dump(mode="json")}
+
+
+def history(events: Iterable[tuple[Stored, set[str], list[Receipt]]]) -> Rows:
+    """What this controller published, who it was for, and who answered what."""
+    rows, shown = list[Row](), table("events", "event", "topic", "generation", "answered", "not yet", "refused")
+    for stored, audience, answers in events:
+        silent = sorted(audience - {answer.host for answer in answers})
+        refused = [f"{answer.host} {answer.code or answer.outcome.value}" for answer in answers if answer.code]
+        rows.append(
+            {
+                "kind": "event",
+                "event": stored.id,
+                "topic": stored.topic,
+                "generation": stored.generation,
+                "current": stored.is_current,
+                "hosts": sorted(audience),
+                "receipts": [answer.model_dump(mode="json") for answer in answers],
+            }
+        )
+        shown.add_row(
+            text(stored.id),
+            text(stored.topic),
+            text(stored.generation),
+            str(len(answers)),
+            text(", ".join(silent)),
+            text(", ".join(refused)),
+        )
+    return rows, shown
+
+
+def progress(status: ReplicaStatus, figures: Progress | None) -> str:
+    """Write how far a download is."""
+    if status.state is ReplicaState.READY or figures is None or not status.state.is_running:
+        return size(status.size) if status.size else ""
+    whole = f"{figures.done / figures.size:.0%} of {size(figures.size)}" if figures.size else size(figures.done)
+    return f"{whole}, {size(figures.bytes_per_second)}/s"
+
+
+def why(status: ReplicaStatus | ProbeStatus) -> str:
+    """Write code, message and next attempt."""
+    again = getattr(status, "next_attempt", None)
+    parts = [f"{status.code.value}:" if status.code else "", status.message, f"next attempt {moment(again)}" if again else ""]
+    return " ".join(part for part in parts if part)
+
+
+def _count_ready(statuses: Iterable[ReplicaStatus]) -> int:
+    return sum(1 for status in statuses if status.state is ReplicaState.READY)
+
+
+def _replica_order(topic: ReplicaTopic) -> tuple[str, str, str]:
+    return topic.template, topic.host, topic.pool
+
+
+def _shown_record(record: RegisterData) -> Row:
+    """Dump a record with redacted URLs, and headers by name only."""
+    row = record.model_dump(mode="json")
+    return row | {
+        "url": redact(record.url) if record.url else None,
+        "sources": [redact(url) for url in record.sources],
+        "headers": sorted(record.headers),
+    }
+
+
+def _standing_row(one: Standing) -> Row:
+    return {
+        "kind": "outcome",
+        "host": one.host,
+        "state": one.state,
+        "done": one.phase.value == "done",
+        "code": one.code,
+        "message": one.message,
+        "hint": one.hint,
+        "generation": one.status.generation if one.status else None,
+    }
+
+
+def _explained(one: Standing) -> str:
+    code = f"{one.code.value}: " if one.code else ""
+    hint = f" {one.hint}" if one.hint and one.phase.value != "done" else ""
+    return f"{code}{one.message}{hint}"
+
+
+def _probe_table() -> Table:
+    return table("sources", "host", "verdict", "source", "status", "size", "ranges", "format", "message")
+
+
+def _add_probe(shown: Table, host: str, status: ProbeStatus) -> None:
+    for source in status.sources:
+        ranges = {None: "-", True: "yes", False: "no"}[source.ranges]
+        code = f"{source.code.value}: " if source.code else ""
+        shown.add_row(
+            text(host),
+            state(status.verdict.value),
+            text(source.url),
+            text(source.status),
+            size(source.size),
+            ranges,
+            text(source.format),
+            text(f"{code}{source.message}"),
+        )
+    if not status.sources:
+        shown.add_row(text(host), state(status.verdict.value), "-", "-", "-", "-", "-", text(why(status)))
+

@@ -1,0 +1,47 @@
+"""Waiting for hosts: shows them, ends when all are settled, when the time is up, or when the person leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from controller.outcome import Phase, Standing
+from controller.output import Output
+from controller.screen import open_screen
+from controller.session import Session
+
+
+async def wait_settled(
+    session: Session,
+    output: Output,
+    *,
+    standings: Callable[[], Sequence[Standing]],
+    timeout_s: float | None,
+    how_to_watch: str,
+) -> Sequence[Standing]:
+    """Give the standings when all hosts are settled, or when the time is up. Being cancelled only detaches."""
+    with open_screen(output) as screen:
+
+        def is_settled() -> bool:
+            now = standings()
+            screen.update(now)
+            return all(one.is_settled for one in now)
+
+        _name_missing(output, standings(), timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await session.until(is_settled)
+        except TimeoutError:
+            pending = ", ".join(f"{one.host} ({one.state})" for one in standings() if not one.is_settled)
+            output.say(f"not done in time: {pending}. It goes on by itself; watch it with: {how_to_watch}")
+        except asyncio.CancelledError:
+            output.say(f"Detached; the hosts go on. Watch them with: {how_to_watch}")
+            raise
+    return standings()
+
+
+def _name_missing(output: Output, standings: Sequence[Standing], timeout_s: float | None) -> None:
+    missing = [one.host for one in standings if one.phase is Phase.MISSING]
+    if missing:
+        limit = "Press Ctrl-C to leave" if timeout_s is None else f"Waiting at most {timeout_s:g} s"
+        output.say(f"not listening now: {', '.join(missing)}; they get the event when they come. {limit}.")

@@ -1,0 +1,1 @@
+"""Renders the reference pages from the code; ``docs/generate.py`` writes them."""

@@ -1,0 +1,32 @@
+"""Settings: TOML files, drop-ins and environment become one checked, immutable value."""
+
+from __future__ import annotations
+
+from kvmd.config.checking import Finding, check
+from kvmd.config.loading import DEFAULT_FILE, Described, Loaded, describe, load
+from kvmd.config.settings import (
+    DirectoryPool,
+    LogSettings,
+    MetricsSettings,
+    MqttSettings,
+    PolicySettings,
+    Settings,
+    TransferSettings,
+)
+
+__all__ = [
+    "DEFAULT_FILE",
+    "Described",
+    "DirectoryPool",
+    "Finding",
+    "Loaded",
+    "LogSettings",
+    "MetricsSettings",
+    "MqttSettings",
+    "PolicySettings",
+    "Settings",
+    "TransferSettings",
+    "check",
+    "describe",
+    "load",
+]

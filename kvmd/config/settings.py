@@ -1,0 +1,228 @@
+"""The settings, their defaults and their meaning. Immutable; an unknown key is an error: a typo must not pass."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
+
+from kvmd.config.fields import (
+    UNQUOTED,
+    AbsolutePath,
+    BrokerAddress,
+    BrokerUrl,
+    Listen,
+    Network,
+    NetworkSetting,
+    OptionalPath,
+    Protocol,
+    Seconds,
+    SettingName,
+    Size,
+    TopicPrefix,
+    parse_broker_url,
+    parse_listen,
+)
+from kvmd.errors import ConfigError
+
+_MAX_PASSWORD_FILE_SIZE = 64 << 10
+
+DENIED_NETWORKS: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "0.0.0.0/8",  # unspecified: Linux connects to itself
+        "127.0.0.0/8",
+        "169.254.0.0/16",  # link-local, with the metadata services of the clouds
+        "224.0.0.0/4",
+        "255.255.255.255/32",
+        "::/128",
+        "::1/128",
+        "fe80::/10",
+        "ff00::/8",
+        "fd00:ec2::254/128",  # a cloud's metadata service that is not link-local
+    )
+)
+
+
+class Section(BaseModel):
+    """A table of the settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MqttSettings(Section):
+    """The broker, and how to log in there."""
+
+    url: BrokerUrl = Field(
+        default="mqtt://127.0.0.1:1883", description="mqtt://host:port, or mqtts://host:port for TLS"
+    )
+    ca: OptionalPath = Field(
+        default=None, description="PEM file of the CAs that may sign the broker's certificate; empty: the system's"
+    )
+    cert: OptionalPath = Field(default=None, description="PEM file of the client certificate and its chain")
+    key: OptionalPath = Field(default=None, description="PEM file of the client certificate's private key")
+    username: str = Field(default="", max_length=1024, description="user name; empty: none is sent")
+    password_file: OptionalPath = Field(default=None, description="file whose first line is the password")
+    prefix: TopicPrefix = Field(default="kvmd/v1", description="first levels of every topic")
+    version: Literal["auto", "5", "3.1.1"] = Field(default="auto", description="MQTT version; auto tries 5, then 3.1.1")
+
+    @property
+    def address(self) -> BrokerAddress:
+        """Host, port and TLS of ``url``."""
+        return parse_broker_url(self.url)
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise _unquoted("cert and key are only of use together; set both or none")
+        if not self.address.tls and (self.ca or self.cert):
+            raise _unquoted("ca, cert and key are only used with an mqtts:// url; set it, or remove them")
+        if self.password_file is not None and not self.username:
+            raise _unquoted("password_file is only used with a username; set it, or remove password_file")
+        return self
+
+    def read_password(self) -> SecretStr | None:
+        """Read the first line of ``password_file``; None without one. Raises ConfigError that names the file."""
+        if self.password_file is None:
+            return None
+        try:
+            with self.password_file.open("rb") as file:
+                line = file.read(_MAX_PASSWORD_FILE_SIZE).partition(b"\n")[0]
+            password = line.removesuffix(b"\r").decode()
+        except OSError as exc:
+            raise ConfigError(
+                f"mqtt.password_file: {self.password_file} cannot be read: {exc.strerror}.",
+                hint="Create the file, or give the daemon the right to read it.",
+            ) from exc
+        except UnicodeDecodeError as exc:
+            raise ConfigError(
+                f"mqtt.password_file: {self.password_file} is not UTF-8 text.", hint="Write it anew."
+            ) from exc
+        if not password:
+            raise ConfigError(
+                f"mqtt.password_file: the first line of {self.password_file} is empty.",
+                hint="Write the password into its first line.",
+            )
+        return SecretStr(password)
+
+
+class DirectoryPool(Section):
+    """A storage pool that is a folder."""
+
+    type: Literal["directory"] = Field(default="directory", description="kind of the pool")
+    path: AbsolutePath = Field(description="folder of the volumes")
+    sparse: bool = Field(default=True, description="runs of zeros become holes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_libvirt(cls, table: Any) -> Any:
+        fields = cast("dict[str, Any]", table if isinstance(table, dict) else {})
+        if fields.get("type") == "libvirt":
+            raise _unquoted(
+                "this version has directory pools only; write type = 'directory' and the path of its folder"
+            )
+        return cast("Any", table)
+
+
+class TransferSettings(Section):
+    """How much is downloaded at once, how fast, and when a source is given up."""
+
+    sessions: int = Field(default=4, ge=1, le=64, description="images downloaded at the same time")
+    connections: int = Field(
+        default=8, ge=1, le=64, description="connections of one session, to all its sources together"
+    )
+    connections_per_source: int = Field(default=4, ge=1, le=32, description="connections of one session to one source")
+    rate_limit: Size = Field(default=0, description="bytes per second of all sessions together; 0: no limit")
+    stall_timeout_s: Seconds = Field(
+        default=30.0, description="seconds without progress after which a source counts as stalled"
+    )
+    connect_timeout_s: Seconds = Field(default=10.0, description="seconds for connecting, TLS included")
+
+
+class PolicySettings(Section):
+    """What the host accepts, whoever asks for it."""
+
+    require_signature: bool = Field(default=False, description="refuse unsigned events; not supported by this version")
+    require_checksum: bool = Field(default=False, description="refuse deployments without a checksum")
+    weak_checksums: bool = Field(default=False, description="accept MD5 and SHA-1 checksums")
+    allow_http: bool = Field(default=True, description="accept sources without TLS")
+    allowed_networks: tuple[NetworkSetting, ...] = Field(
+        default=(), description="networks that may be downloaded from although they are in denied_networks"
+    )
+    denied_networks: tuple[NetworkSetting, ...] = Field(
+        default=DENIED_NETWORKS,
+        description="networks that are never connected to for a download; replaces the default list",
+    )
+    max_size: Size = Field(default=0, description="largest file in bytes; 0: no limit")
+    max_virtual_size: Size = Field(default=0, description="largest virtual size in bytes; 0: no limit")
+    allowed_protocols: tuple[Protocol, ...] = Field(default=("http", "https"), description="protocols of sources")
+
+    @model_validator(mode="after")
+    def _refuse_signatures(self) -> Self:
+        if self.require_signature:
+            raise _unquoted("require_signature = true is not supported by this version, which cannot check signatures")
+        return self
+
+
+class MetricsSettings(Section):
+    """Where numbers about the daemon can be fetched."""
+
+    listen: Listen = Field(default="", description="host:port of the metrics; empty: none")
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port of ``listen``; None where it is empty."""
+        return parse_listen(self.listen) if self.listen else None
+
+
+class LogSettings(Section):
+    """What is logged to standard error, and how."""
+
+    format: Literal["auto", "text", "json"] = Field(
+        default="auto", description="auto: text on a terminal and in the journal, else JSON"
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severity that is logged"
+    )
+
+
+def machine_name() -> str:
+    """Give the machine's host name, with what a name may not hold replaced by dashes."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())
+    return name.lstrip("._-")[:63] or "localhost"
+
+
+class Settings(Section):
+    """All settings of a host."""
+
+    host: SettingName = Field(default_factory=machine_name, description="name of this host; default: the machine's")
+    labels: dict[SettingName, Annotated[str, Field(min_length=1, max_length=128)]] = Field(
+        default_factory=dict, description="labels that deployments select hosts by"
+    )
+    state_dir: AbsolutePath = Field(default=Path("/var/lib/kvmd"), description="folder of the journal")
+    mqtt: MqttSettings = MqttSettings()
+    pools: dict[SettingName, DirectoryPool] = Field(
+        default_factory=lambda: {"default": DirectoryPool(path=Path("/var/lib/libvirt/images"))}, min_length=1
+    )
+    transfer: TransferSettings = TransferSettings()
+    policy: PolicySettings = PolicySettings()
+    metrics: MetricsSettings = MetricsSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _one_pool_a_folder(self) -> Self:
+        pools: dict[Path, str] = {}
+        for name, pool in self.pools.items():
+            other = pools.setdefault(pool.path, name)
+            if other != name:
+                raise _unquoted(f"pools.{other} and pools.{name} have the same path {pool.path}; a folder is one pool")
+        return self
+
+
+def _unquoted(text: str) -> PydanticCustomError:
+    return PydanticCustomError(UNQUOTED, "{text}", {"text": text})

@@ -1,0 +1,1 @@
+"""Decisions, in pure code: values in, values out. No asyncio, clock, disk or network."""

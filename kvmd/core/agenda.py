@@ -1,0 +1,85 @@
+"""What to do next on this host: which sessions start, which stop, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvmd.core.desired import Desired, HostRecord, ReplicaKey
+from kvmwire.status import ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class Agenda:
+    """``start`` is in order; ``wake_at`` is the next monotonic time at which something becomes due by itself."""
+
+    start: tuple[ReplicaKey, ...]
+    stop: tuple[ReplicaKey, ...]
+    wake_at: float | None
+
+
+def agenda(
+    record: HostRecord, *, running: Mapping[ReplicaKey, str], due: Mapping[ReplicaKey, float], now: float, slots: int
+) -> Agenda:
+    """Compare what is wished with what is there and under way.
+
+    ``running`` maps the sessions under way to the fingerprint they work for, ``due`` the waiting ones to their time. Of two wishes for
+    one volume, or for the same content in one pool, only one runs at a time: the second then finds the volume there.
+    """
+    fingerprints = {key: wish.fingerprint(record.templates) for key, wish in record.desired.items()}
+    stop = tuple(key for key, fingerprint in running.items() if fingerprints.get(key) != fingerprint)
+    todo: list[Desired] = []
+    wake_at: float | None = None
+    for key, wish in record.desired.items():
+        if key in running or not _needs_work(record, key, fingerprints[key]):
+            continue
+        if _is_waiting_for_its_time(record, key, fingerprints[key], due=due, now=now):
+            wake_at = due[key] if wake_at is None else min(wake_at, due[key])
+            continue
+        todo.append(wish)
+    todo.sort(key=lambda wish: (-wish.data.priority, wish.order))
+    start = _within_slots(
+        record, todo, running=[record.desired[key] for key in running if key in record.desired], slots=slots
+    )
+    return Agenda(start, stop, wake_at)
+
+
+def _needs_work(record: HostRecord, key: ReplicaKey, fingerprint: str) -> bool:
+    replica = record.replicas.get(key)
+    return replica is None or replica.made_for != fingerprint or not replica.status.state.is_settled
+
+
+def _is_waiting_for_its_time(
+    record: HostRecord, key: ReplicaKey, fingerprint: str, *, due: Mapping[ReplicaKey, float], now: float
+) -> bool:
+    replica = record.replicas.get(key)
+    if replica is None or replica.made_for != fingerprint or replica.status.state is not ReplicaState.WAITING:
+        return False
+    return due.get(key, now) > now
+
+
+def _within_slots(
+    record: HostRecord, todo: list[Desired], *, running: list[Desired], slots: int
+) -> tuple[ReplicaKey, ...]:
+    claims = {claim for wish in running for claim in _claims(record, wish)}
+    free = slots - len(running)
+    start: list[ReplicaKey] = []
+    for wish in todo:
+        if free <= 0:
+            break
+        mine = _claims(record, wish)
+        if claims & mine:
+            continue
+        claims |= mine
+        free -= 1
+        start.append(wish.key)
+    return tuple(start)
+
+
+def _claims(record: HostRecord, wish: Desired) -> set[tuple[str, str, str]]:
+    """Name what no two sessions may work on at once: the volume's name, and the content, in a pool."""
+    claims = {("name", wish.data.pool, wish.data.volume)}
+    template = wish.template(record.templates)
+    if template is not None and template.checksum is not None:
+        claims.add(("content", wish.data.pool, template.checksum))
+    return claims

@@ -1,0 +1,210 @@
+"""Events become a desired state: judged by generation, so that replaying them in any order gives the same end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from kvmd.core.placement import Placement
+from kvmwire.codes import CODES, FailureCode
+from kvmwire.events import DeployData, Ensure, Event, RegisterData
+from kvmwire.status import Failure, Outcome, ProbeStatus, Receipt, ReplicaStatus
+
+CLOCK_SKEW = timedelta(minutes=5)
+"""How far the clocks of publisher and host may be apart before an event counts as expired."""
+
+
+class ReplicaKey(NamedTuple):
+    """The subject of a deploy event on this host."""
+
+    pool: str
+    template: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Which event holds for a subject."""
+
+    generation: int
+    content: str
+    event_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateRecord:
+    """The newest register event of a template; ``round`` counts the rechecks asked for."""
+
+    stamp: Stamp
+    data: RegisterData
+    round: int = 0
+
+    @property
+    def is_present(self) -> bool:
+        """Whether the template is registered, not unregistered."""
+        return self.data.ensure is Ensure.PRESENT
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The newest deploy event of a template in a pool; ``order`` is its place in the queue of this host."""
+
+    stamp: Stamp
+    data: DeployData
+    order: int
+    round: int = 0
+    is_cancelled: bool = False
+    reason: str = ""
+
+    @property
+    def key(self) -> ReplicaKey:
+        """The subject."""
+        return ReplicaKey(self.data.pool, self.data.template_name)
+
+    @property
+    def is_present(self) -> bool:
+        """Whether the replica is to be there."""
+        return self.data.ensure is Ensure.PRESENT
+
+    def template(self, templates: Mapping[str, TemplateRecord]) -> RegisterData | None:
+        """Give the template to deploy: the one sent along, or the newest registered one; None where none is known."""
+        if isinstance(self.data.template, RegisterData):
+            return self.data.template
+        known = templates.get(self.data.template)
+        return known.data if known is not None and known.is_present else None
+
+    def fingerprint(self, templates: Mapping[str, TemplateRecord]) -> str:
+        """Name what is wanted right now; a replica made for another fingerprint is worked on again."""
+        registered = templates.get(self.data.template) if isinstance(self.data.template, str) else None
+        content = registered.stamp.content if registered is not None else ""
+        return f"{self.stamp.generation}-{self.stamp.content[:16]}-{self.round}-{self.is_cancelled:d}-{content[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """Where a replica stands: what is announced, and what only this host needs to know.
+
+    ``made_for`` is the fingerprint of the wish it was last worked on for, ``content`` what that wish was about.
+    """
+
+    status: ReplicaStatus
+    made_for: str
+    content: str = ""
+    failures: int = 0
+    placement: Placement | None = None
+    is_ours: bool = False
+
+    @property
+    def key(self) -> ReplicaKey:
+        """The subject."""
+        return ReplicaKey(self.status.pool, self.status.template)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event's receipt and what the event changed; stored in one transaction."""
+
+    receipt: Receipt
+    templates: tuple[TemplateRecord, ...] = ()
+    desired: tuple[Desired, ...] = ()
+
+
+@dataclass(slots=True)
+class HostRecord:
+    """Everything the journal holds, kept in memory by the daemon and changed only together with the journal."""
+
+    templates: dict[str, TemplateRecord] = field(default_factory=dict[str, TemplateRecord])
+    desired: dict[ReplicaKey, Desired] = field(default_factory=dict[ReplicaKey, Desired])
+    replicas: dict[ReplicaKey, Replica] = field(default_factory=dict[ReplicaKey, Replica])
+    probes: dict[str, ProbeStatus] = field(default_factory=dict[str, ProbeStatus])
+    receipts: dict[str, Receipt] = field(default_factory=dict[str, Receipt])
+    unsent: set[str] = field(default_factory=set[str])
+
+    def apply(self, recorded: Recorded) -> None:
+        """Take over what an event changed."""
+        self.receipts[recorded.receipt.event] = recorded.receipt
+        self.unsent.add(recorded.receipt.event)
+        for template in recorded.templates:
+            self.templates[template.data.template] = template
+        for desired in recorded.desired:
+            self.desired[desired.key] = desired
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What becomes of an event; ``generation`` is the one that holds for its subject from now on."""
+
+    outcome: Outcome
+    generation: int
+    failure: Failure | None = None
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the event is to be carried out."""
+        return self.outcome is Outcome.ACCEPTED
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """How an event arrived: ``earlier`` is the receipt of an event with the same id, ``is_live`` tells a fresh publication."""
+
+    now: datetime
+    is_live: bool
+    earlier: Receipt | None
+
+
+def judge(event: Event, current: Stamp | None, arrival: Arrival) -> Judgement:
+    """Decide about an event from the one that holds for its subject.
+
+    A bare event has no id of its own: the same text published anew is a new wish, and counts if something else was wished in
+    between. Delivered again by the broker (retained or redelivered) it is the old wish.
+    """
+    generation = current.generation if current else 0
+    is_new_wish = event.is_bare and arrival.is_live and (current is None or current.content != event.content)
+    if arrival.earlier is not None and not is_new_wish:
+        return _repeated(arrival.earlier, generation)
+    if event.expires is not None and event.expires + CLOCK_SKEW < arrival.now:
+        failure = _failure(FailureCode.EVENT_EXPIRED, f"the event expired at {event.expires.isoformat()}; refused.")
+        return Judgement(Outcome.REFUSED, generation, failure)
+    if current is None:
+        return Judgement(Outcome.ACCEPTED, event.generation if event.generation is not None else 1)
+    if event.content == current.content and event.generation in {None, current.generation}:
+        return Judgement(Outcome.DUPLICATE, generation)
+    if event.generation is None:
+        return Judgement(Outcome.ACCEPTED, generation + 1)
+    if (event.generation, event.content) > (current.generation, current.content):
+        return Judgement(Outcome.ACCEPTED, event.generation)
+    failure = _failure(
+        FailureCode.EVENT_STALE,
+        f"generation {event.generation} is not above {current.generation}, which holds; ignored.",
+    )
+    return Judgement(Outcome.STALE, generation, failure)
+
+
+def judge_command(event: Event, arrival: Arrival) -> Judgement:
+    """Decide about a command: carried out once an id, or once a publication where it has no id of its own."""
+    if arrival.earlier is not None and not (event.is_bare and arrival.is_live):
+        return _repeated(arrival.earlier, 0)
+    if event.expires is not None and event.expires + CLOCK_SKEW < arrival.now:
+        failure = _failure(FailureCode.EVENT_EXPIRED, f"the command expired at {event.expires.isoformat()}; refused.")
+        return Judgement(Outcome.REFUSED, 0, failure)
+    return Judgement(Outcome.ACCEPTED, 0)
+
+
+def rechecked(desired: Desired) -> Desired:
+    """Give the wish as if it had just been made: a failed or cancelled replica is tried again, a ready one verified."""
+    return replace(desired, round=desired.round + 1, is_cancelled=False, reason="")
+
+
+def _repeated(earlier: Receipt, generation: int) -> Judgement:
+    """Answer as the first time, except that what was accepted is now a duplicate."""
+    if earlier.outcome in {Outcome.ACCEPTED, Outcome.DUPLICATE} or earlier.code is None:
+        return Judgement(Outcome.DUPLICATE, generation)
+    return Judgement(
+        earlier.outcome, generation, Failure(code=earlier.code, message=earlier.message, hint=earlier.hint)
+    )
+
+
+def _failure(code: FailureCode, message: str) -> Failure:
+    return Failure(code=code, message=message, hint=CODES[code].hint)

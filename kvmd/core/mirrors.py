@@ -1,0 +1,136 @@
+"""Which source gets the next request: ranking, pauses, connection limits and bans. Values in, values out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kvmd.core.entity import Entity
+from kvmd.core.retry import is_retryable, server_pause_s
+from kvmwire.codes import FailureCode
+from kvmwire.status import Failure
+
+MAX_FAILURES = 5
+"""So many failures in a row without a byte, and the source is not asked again in this attempt."""
+_RATE_WEIGHT = 0.3
+"""Share of the newest measurement in a source's rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """One source during one attempt. Times are monotonic seconds, the rate is bytes a second of one connection.
+
+    ``entity`` is what it said it serves, None until it was asked; ``limit`` is how many connections it may have at once.
+    """
+
+    order: int
+    limit: int
+    entity: Entity | None = None
+    active: int = 0
+    failures: int = 0
+    not_before: float = 0.0
+    bytes: int = 0
+    rate_bps: float = 0.0
+    last_failure: Failure | None = None
+    is_banned: bool = False
+
+    def can_start(self, now: float) -> bool:
+        """Whether it may get one more request now."""
+        return not self.is_banned and self.active < self.limit and self.not_before <= now
+
+    def started(self) -> Mirror:
+        """Note a request to it."""
+        return replace(self, active=self.active + 1)
+
+    def ended(self) -> Mirror:
+        """Note that one of its requests is over, however it went."""
+        return replace(self, active=self.active - 1)
+
+    def received(self, length: int) -> Mirror:
+        """Note bytes from it: whatever went wrong before is forgiven."""
+        return replace(self, bytes=self.bytes + length, failures=0)
+
+    def measured(self, rate_bps: float) -> Mirror:
+        """Note the rate of a finished segment."""
+        rate = rate_bps if not self.rate_bps else self.rate_bps + _RATE_WEIGHT * (rate_bps - self.rate_bps)
+        return replace(self, rate_bps=rate)
+
+    def banned(self, failure: Failure) -> Mirror:
+        """Never ask it again in this attempt."""
+        return replace(self, is_banned=True, last_failure=failure)
+
+    def failed(self, failure: Failure, *, now: float, jitter: float, retry_after_s: float, is_throttle: bool) -> Mirror:
+        """Note that a request failed; called after ``ended``.
+
+        A server that wants fewer requests gets fewer connections, and only where it has just one left does it count as a failure.
+        """
+        pause = server_pause_s(retry_after_s, failures=self.failures, jitter=jitter)
+        if is_throttle and self.active > 0:
+            return replace(self, limit=max(1, self.active), not_before=now + pause, last_failure=failure)
+        after = replace(
+            self, failures=self.failures + 1, not_before=now + pause, limit=1 if is_throttle else self.limit
+        )
+        if not is_retryable(failure.code) or after.failures >= MAX_FAILURES:
+            return after.banned(failure)
+        return replace(after, last_failure=failure)
+
+
+def pick(mirrors: Sequence[Mirror], now: float) -> int | None:
+    """Give the index of the source for the next request, None where none may get one now.
+
+    Sources that were never measured come first, so that they get measured; then the fastest; then the order of the event.
+    """
+    free = [(m.failures, m.rate_bps > 0, -m.rate_bps, m.order, i) for i, m in enumerate(mirrors) if m.can_start(now)]
+    return min(free)[-1] if free else None
+
+
+def next_start(mirrors: Sequence[Mirror]) -> float | None:
+    """Give the earliest time at which a source may start again by itself; None where that depends on a running one."""
+    times = [m.not_before for m in mirrors if not m.is_banned and m.active < m.limit]
+    return min(times, default=None)
+
+
+def is_exhausted(mirrors: Sequence[Mirror]) -> bool:
+    """Whether no source is left."""
+    return all(m.is_banned for m in mirrors)
+
+
+def verdict(mirrors: Sequence[Mirror]) -> Failure:
+    """Give the failure that stands for all where none is left: one that may pass by itself before a final one."""
+    failures = [m.last_failure for m in mirrors if m.last_failure is not None]
+    return min(failures, key=_weight)
+
+
+_CHANGED = {FailureCode.ENTITY_CHANGED, FailureCode.SOURCE_EXPIRED}
+
+
+def _weight(failure: Failure) -> tuple[bool, bool]:
+    return (not is_retryable(failure.code), failure.code not in _CHANGED)
+
+
+def choose_entity(entities: Sequence[Entity | None], *, size: int | None) -> Entity | None:
+    """Give the entity to fetch: of the promised size, else of the size that most sources name, the first of these.
+
+    None where no source has an entity of the promised size. A source with ranges is preferred.
+    """
+    known = [entity for entity in entities if entity is not None]
+    if size is not None:
+        known = [entity for entity in known if entity.size in {None, size}]
+    if not known:
+        return None
+    votes = Counter(entity.size for entity in known if entity.size is not None)
+    agreed = votes.most_common(1)[0][0] if votes else None
+    fitting = [entity for entity in known if entity.size == agreed] or known
+    return next((entity for entity in fitting if entity.has_ranges), fitting[0])
+
+
+def serves_same(entity: Entity, chosen: Entity, *, has_checksum: bool) -> bool:
+    """Whether bytes of ``entity`` may be mixed with those of ``chosen``.
+
+    Mirrors have validators of their own, so where a digest proves the whole, the size must do. Without one only the same strong
+    validator shows that both serve the same bytes.
+    """
+    if has_checksum:
+        return entity.size == chosen.size
+    return entity.is_surely_same(chosen)

@@ -1,0 +1,39 @@
+"""What a volume is on disk: facts to compare, without touching the disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvmwire.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a finished volume lies, and what identifies that very file: it is looked at again after a restart.
+
+    ``mtime_ns`` changes with every write, ``inode`` with every replacement. ``size`` is bytes.
+    """
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    digest: Digest
+
+    def is_same_file(self, other: Placement) -> bool:
+        """Whether nothing was written to or put in place of the file in between; the digests are not compared."""
+        return (self.device, self.inode, self.size, self.mtime_ns) == (
+            other.device,
+            other.inode,
+            other.size,
+            other.mtime_ns,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A whole file that was read from the disk: what identifies it and what it has, and its first bytes."""
+
+    placement: Placement
+    head: bytes

@@ -1,0 +1,409 @@
+"""One session: one attempt after another to make one replica, as a state machine.
+
+Events are facts in the past tense, effects are orders to the engine, which performs them in their order and feeds back what
+happened. A state holds only what is true in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from kvmd.core.image import ImageHead, check_format, inspect_head
+from kvmd.core.placement import Placement, Stored
+from kvmd.core.retry import backoff_s, is_retryable
+from kvmd.errors import (
+    CancelledByUserError,
+    ChecksumMismatchError,
+    ContentError,
+    DeadlineError,
+    ExistsError,
+    KvmdError,
+    VirtualSizeError,
+)
+from kvmwire.codes import FailureCode
+from kvmwire.digest import Digest
+from kvmwire.events import ImageFormat
+from kvmwire.status import Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What was asked for; the same for the whole session. Sizes are bytes, 0: no limit."""
+
+    volume: str
+    expected: Digest | None
+    format: ImageFormat
+    sources: int = 1
+    max_virtual_size: int = 0
+    deadline: datetime | None = None
+
+
+# --- states ---
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Waits for its turn; ``failures`` attempts in a row went wrong before."""
+
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Admitting:
+    """Looks whether the volume is there already."""
+
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Probing:
+    """Asks the sources what they have; ``restarts`` times the download was begun anew from nothing."""
+
+    failures: int = 0
+    restarts: int = 0
+    is_alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Downloading:
+    """Fetches the bytes; with ``is_alone`` from one source only, because the mix of several was wrong."""
+
+    failures: int
+    restarts: int
+    is_alone: bool
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verifying:
+    """Reads back what the disk holds."""
+
+    failures: int
+    restarts: int
+    is_alone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Committing:
+    """Gives verified bytes their final name."""
+
+    failures: int
+    stored: Stored
+    image: ImageHead
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The volume is there, durable, and what was promised. ``is_adopted``: it was there before, kvmd did not make it."""
+
+    placement: Placement
+    image: ImageHead | None
+    is_adopted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Goes on at ``until`` by itself."""
+
+    failures: int
+    failure: Failure
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Stays so until somebody publishes something new."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody stopped it."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Removing:
+    """Takes the volume away."""
+
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """The replica is not there, as wished. ``note`` tells what was left in place on purpose."""
+
+    note: str = ""
+
+
+State = (
+    Queued
+    | Admitting
+    | Probing
+    | Downloading
+    | Verifying
+    | Committing
+    | Ready
+    | Waiting
+    | Failed
+    | Cancelled
+    | Removing
+    | Absent
+)
+Running = Admitting | Probing | Downloading | Verifying | Committing | Removing
+
+
+# --- inputs ---
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The session got its turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalStarted:
+    """The removal got its turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """``stored`` is the file under the final name, None where there is none; ``is_ours`` tells that kvmd put it there.
+
+    ``recorded`` is the digest it had when it became ready for this very wish, None where it never did.
+    """
+
+    stored: Stored | None
+    is_ours: bool = False
+    recorded: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """At least one source has the image."""
+
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Every byte is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """All is synced and read back."""
+
+    stored: Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The volume has its final name."""
+
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The volume is gone; ``note`` tells what was left in place on purpose."""
+
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An effect failed at ``now``. ``has_progressed``: bytes were gained, which makes it the first failure again."""
+
+    failure: Failure
+    now: datetime
+    jitter: float
+    has_progressed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """Somebody wants it stopped."""
+
+    reason: str = ""
+
+
+Input = Started | RemovalStarted | LookedUp | Probed | Fetched | Sealed | Committed | Removed | Broken | CancelRequested
+
+
+# --- effects ---
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """Look for the volume under its final name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask every source for its first range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Open the partial volume, reserve its space, and fetch what is missing."""
+
+    is_alone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Sync and read back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Rename to the final name, durably."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Delete the partial volume."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Delete the finished volume, if kvmd put it there."""
+
+
+Effect = LookUp | Probe | Fetch | Seal | Commit | Discard | Remove
+Step = tuple[State, tuple[Effect, ...]]
+
+
+class IllegalTransitionError(Exception):
+    """An input that cannot happen in this state: a defect of the engine."""
+
+
+MAX_RESTARTS = 1
+"""How often a download begins anew from nothing because the entity changed or the bytes were wrong."""
+
+_DISCARDS = frozenset({FailureCode.CHECKSUM_MISMATCH, FailureCode.ENTITY_CHANGED, FailureCode.IO, FailureCode.EXISTS})
+
+
+def step(state: State, happened: Input, terms: Terms) -> Step:
+    """Give the next state and what is to be done. Raises IllegalTransitionError; total for every legal pair."""
+    match state, happened:
+        case Queued(failures) | Waiting(failures), Started():
+            return Admitting(failures), (LookUp(),)
+        case ((Ready() | Failed() | Cancelled() | Absent()), Started()):
+            return Admitting(), (LookUp(),)
+        case ((Queued() | Waiting() | Ready() | Failed() | Cancelled() | Absent()), RemovalStarted()):
+            return Removing(), (Discard(), Remove())
+        case Admitting(), LookedUp():
+            return _looked_up(state, happened, terms)
+        case Probing(failures, restarts, is_alone), Probed(size):
+            return Downloading(failures, restarts, is_alone, size), (Fetch(is_alone),)
+        case Downloading(failures, restarts, is_alone), Fetched():
+            return Verifying(failures, restarts, is_alone), (Seal(),)
+        case Verifying(), Sealed(stored):
+            return _sealed(state, stored, terms)
+        case Committing(_, _, image), Committed(placement):
+            return Ready(placement, image, is_adopted=False), ()
+        case Removing(), Removed(note):
+            return Absent(note), ()
+        case _, Broken() if isinstance(state, Running):
+            return _broken(state, happened, terms)
+        case _, CancelRequested(reason) if not isinstance(state, Ready | Absent | Removing | Committing):
+            return Cancelled(CancelledByUserError(_cancel_message(reason)).failure), (Discard(),)
+        case _:
+            raise IllegalTransitionError(f"{type(happened).__name__} in {type(state).__name__}")
+
+
+def _looked_up(state: Admitting, found: LookedUp, terms: Terms) -> Step:
+    if found.stored is None:
+        return Probing(state.failures), (Probe(),)
+    placement, promised = found.stored.placement, terms.expected or found.recorded
+    if promised is None:
+        return _fail(
+            ExistsError(
+                f"volume {terms.volume}: a file of that name is there already, and without a checksum nobody can know "
+                "whether it is the wanted image; it was left as it is.",
+                hint="Publish with a checksum to adopt the file, or deploy under another `name`.",
+            )
+        )
+    if placement.digest != promised:
+        return _fail(_other_content(found, promised, placement.digest, terms))
+    try:
+        image = _inspect(found.stored, terms)
+    except ContentError as exc:
+        return _fail(exc)
+    return Ready(placement, image, is_adopted=not found.is_ours), ()
+
+
+def _other_content(found: LookedUp, promised: Digest, actual: Digest, terms: Terms) -> KvmdError:
+    if found.recorded == promised:
+        return ChecksumMismatchError(
+            f"volume {terms.volume}: it was {promised} when it became ready and is {actual} now; somebody or the disk changed it. "
+            "It was left as it is.",
+            hint="Remove the replica and deploy it again; look at the disk's health.",
+        )
+    return ExistsError(
+        f"volume {terms.volume}: a file of that name with other content is there; expected {promised}, got {actual}; "
+        "it was left as it is."
+    )
+
+
+def _sealed(state: Verifying, stored: Stored, terms: Terms) -> Step:
+    actual = stored.placement.digest
+    if terms.expected is not None and actual != terms.expected:
+        error = ChecksumMismatchError(
+            f"volume {terms.volume}: expected {terms.expected}, got {actual} of {stored.placement.size} bytes; "
+            "the bytes were discarded."
+        )
+        if terms.sources > 1 and state.restarts < MAX_RESTARTS:
+            return Probing(state.failures, state.restarts + 1, is_alone=True), (Discard(), Probe())
+        return Failed(error.failure), (Discard(),)
+    try:
+        image = _inspect(stored, terms)
+    except ContentError as exc:
+        return Failed(exc.failure), (Discard(),)
+    return Committing(state.failures, stored, image), (Commit(),)
+
+
+def _inspect(stored: Stored, terms: Terms) -> ImageHead:
+    image = inspect_head(stored.head, size=stored.placement.size)
+    check_format(image, terms.format)
+    check_virtual_size(image, terms.max_virtual_size)
+    return image
+
+
+def check_virtual_size(image: ImageHead, limit: int) -> None:
+    """Raise VirtualSizeError where the image is larger than the limit in bytes, 0 being none."""
+    if limit and image.virtual_size is not None and image.virtual_size > limit:
+        raise VirtualSizeError(
+            f"the image's virtual size is {image.virtual_size} bytes, policy.max_virtual_size allows {limit}; refused."
+        )
+
+
+def _broken(state: Running, happened: Broken, terms: Terms) -> Step:
+    failure = happened.failure
+    if isinstance(state, Downloading) and failure.code is FailureCode.ENTITY_CHANGED and state.restarts < MAX_RESTARTS:
+        return Probing(state.failures, state.restarts + 1, state.is_alone), (Discard(), Probe())
+    cleanup: tuple[Effect, ...] = (Discard(),) if failure.code in _DISCARDS else ()
+    if not is_retryable(failure.code):
+        return Failed(failure), cleanup
+    failures = 1 if happened.has_progressed else state.failures + 1
+    until = happened.now + timedelta(seconds=backoff_s(failures, jitter=happened.jitter))
+    if terms.deadline is not None and until > terms.deadline:
+        late = DeadlineError(
+            f"volume {terms.volume}: the deadline {terms.deadline.isoformat()} comes before the next attempt; "
+            f"the last one ended with {failure.code}: {failure.message}"
+        )
+        return Failed(late.failure), (Discard(),)
+    return Waiting(failures, failure, until), cleanup
+
+
+def _cancel_message(reason: str) -> str:
+    return f"cancelled: {reason}." if reason else "cancelled by a command; the partial data was discarded."
+
+
+def _fail(error: KvmdError) -> Step:
+    return Failed(error.failure), ()

@@ -1,0 +1,301 @@
+"""Every error of kvmd, in one tree.
+
+KvmdError
+  ConfigError            a setting cannot be used
+  SourceError            one source cannot give the bytes; another source may
+    (one class a code, from UrlForbiddenError to EmptySourceError)
+  ContentError           the bytes are there and are not what was promised
+    ChecksumMismatchError, ChecksumPolicyError, FormatMismatchError, FormatAmbiguousError, ImageUnsafeError,
+    ImageInvalidError, VirtualSizeError
+  StoreError             the pool cannot take or keep the volume
+    NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError, ExistsError, InUseError
+  RefusedError           the request itself is refused: policy, unsupported, cancelled, deadline, unknown template
+  BrokerError            the MQTT broker cannot be used
+  InternalError          something that should not happen
+
+Each carries a ``code`` (stable), a ``message`` (what, where, expected and got, what was done) and a ``hint`` (what a person
+can do next; the code's usual one where nothing better is known).
+"""
+
+from __future__ import annotations
+
+from kvmwire.codes import CODES, FailureCode, WireError
+from kvmwire.status import Failure
+
+
+class KvmdError(Exception):
+    """Root of kvmd's errors."""
+
+    code: FailureCode = FailureCode.INTERNAL
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint if hint is not None else CODES[self.code].hint
+
+    @property
+    def failure(self) -> Failure:
+        """The error as it is announced."""
+        return Failure(code=self.code, message=self.message, hint=self.hint)
+
+
+class ConfigError(KvmdError):
+    """A setting, or a file it names, cannot be used."""
+
+    code = FailureCode.POLICY
+
+
+class SourceError(KvmdError):
+    """One source cannot give the bytes. ``retry_after_s`` is what the server asked for, 0 where it did not.
+
+    ``is_throttle`` tells that the server works and wants fewer requests.
+    """
+
+    code = FailureCode.PROTOCOL
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, retry_after_s: float = 0.0, is_throttle: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+        self.is_throttle = is_throttle
+
+
+class UrlInvalidError(SourceError):
+    """The URL cannot be read."""
+
+    code = FailureCode.URL_INVALID
+
+
+class UrlForbiddenError(SourceError):
+    """The policy does not allow the protocol, or the address that the URL leads to."""
+
+    code = FailureCode.URL_FORBIDDEN
+
+
+class HeaderForbiddenError(SourceError):
+    """A header may not be sent."""
+
+    code = FailureCode.HEADER_FORBIDDEN
+
+
+class SourceUnreachableError(SourceError):
+    """No connection, or a connection or answer that broke off; trying again may help."""
+
+    code = FailureCode.SOURCE_UNREACHABLE
+
+
+class SourceStatusError(SourceError):
+    """The server answered with a status that trying again does not change."""
+
+    code = FailureCode.SOURCE_STATUS
+
+
+class SourceExpiredError(SourceError):
+    """The source gave bytes before, and refuses now."""
+
+    code = FailureCode.SOURCE_EXPIRED
+
+
+class SourceStalledError(SourceError):
+    """The source is too slow to be alive."""
+
+    code = FailureCode.SOURCE_STALLED
+
+
+class TlsVerifyError(SourceError):
+    """The server's certificate or protocol version is not acceptable."""
+
+    code = FailureCode.TLS_VERIFY
+
+
+class TlsClientCertError(SourceError):
+    """The server wants a client certificate."""
+
+    code = FailureCode.TLS_CLIENT_CERT
+
+
+class RedirectLimitError(SourceError):
+    """Too many redirects."""
+
+    code = FailureCode.REDIRECT_LIMIT
+
+
+class RedirectForbiddenError(SourceError):
+    """A redirect leads where it may not."""
+
+    code = FailureCode.REDIRECT_FORBIDDEN
+
+
+class RangeMismatchError(SourceError):
+    """The server sent another range than the one asked for."""
+
+    code = FailureCode.RANGE_MISMATCH
+
+
+class EntityChangedError(SourceError):
+    """What the URL names is another file now."""
+
+    code = FailureCode.ENTITY_CHANGED
+
+
+class ContentEncodingError(SourceError):
+    """The body is encoded although identity was asked for."""
+
+    code = FailureCode.CONTENT_ENCODING
+
+
+class ProtocolError(SourceError):
+    """The server broke HTTP's rules."""
+
+    code = FailureCode.PROTOCOL
+
+
+class TooLargeError(SourceError):
+    """More bytes than allowed."""
+
+    code = FailureCode.TOO_LARGE
+
+
+class EmptySourceError(SourceError):
+    """The file has no bytes."""
+
+    code = FailureCode.EMPTY
+
+
+class ContentError(KvmdError):
+    """The bytes are there and are not what was promised."""
+
+    code = FailureCode.IMAGE_INVALID
+
+
+class ChecksumMismatchError(ContentError):
+    """The stored bytes do not have the digest that was promised."""
+
+    code = FailureCode.CHECKSUM_MISMATCH
+
+
+class ChecksumWeakError(ContentError):
+    """The checksum's algorithm is not good enough for the policy."""
+
+    code = FailureCode.CHECKSUM_WEAK
+
+
+class FormatMismatchError(ContentError):
+    """The content is of another format than expected."""
+
+    code = FailureCode.FORMAT_MISMATCH
+
+
+class FormatAmbiguousError(ContentError):
+    """The content is of several formats at once."""
+
+    code = FailureCode.FORMAT_AMBIGUOUS
+
+
+class ImageUnsafeError(ContentError):
+    """The image refers to something outside of itself, or wants features that are not known."""
+
+    code = FailureCode.IMAGE_UNSAFE
+
+
+class ImageInvalidError(ContentError):
+    """The image contradicts its own format."""
+
+    code = FailureCode.IMAGE_INVALID
+
+
+class VirtualSizeError(ContentError):
+    """The image's virtual size is over the limit."""
+
+    code = FailureCode.VIRTUAL_SIZE
+
+
+class StoreError(KvmdError):
+    """The pool cannot take or keep the volume."""
+
+    code = FailureCode.IO
+
+
+class NoSpaceError(StoreError):
+    """The pool has not enough free space."""
+
+    code = FailureCode.NO_SPACE
+
+
+class PoolMissingError(StoreError):
+    """The pool is not configured, or its folder is not there."""
+
+    code = FailureCode.POOL_MISSING
+
+
+class PoolReadonlyError(StoreError):
+    """The pool cannot be written to."""
+
+    code = FailureCode.POOL_READONLY
+
+
+class StoreIoError(StoreError):
+    """Reading, writing or syncing failed; what was written is not trusted any more."""
+
+    code = FailureCode.IO
+
+
+class ExistsError(StoreError):
+    """Another volume has the name."""
+
+    code = FailureCode.EXISTS
+
+
+class InUseError(StoreError):
+    """The volume, or its partial file, is in use by somebody else."""
+
+    code = FailureCode.IN_USE
+
+
+class RefusedError(KvmdError):
+    """The request is refused."""
+
+    code = FailureCode.POLICY
+
+
+class UnsupportedError(RefusedError):
+    """This version cannot do what is asked."""
+
+    code = FailureCode.UNSUPPORTED
+
+
+class DeadlineError(RefusedError):
+    """The deadline passed."""
+
+    code = FailureCode.DEADLINE
+
+
+class CancelledByUserError(RefusedError):
+    """Somebody cancelled it."""
+
+    code = FailureCode.CANCELLED
+
+
+class TemplateUnknownError(RefusedError):
+    """No register event for the template has been seen."""
+
+    code = FailureCode.TEMPLATE_UNKNOWN
+
+
+class BrokerError(KvmdError):
+    """The MQTT broker cannot be used."""
+
+    code = FailureCode.SOURCE_UNREACHABLE
+
+
+class InternalError(KvmdError):
+    """Something that should not happen."""
+
+    code = FailureCode.INTERNAL
+
+
+def source_error(error: WireError) -> SourceError:
+    """Give the SourceError for what kvmwire says about a URL or a header."""
+    kind = HeaderForbiddenError if error.code is FailureCode.HEADER_FORBIDDEN else UrlInvalidError
+    return kind(error.message, hint=error.hint)

@@ -1,0 +1,1 @@
+"""Edges to the sources of images: one module a protocol."""

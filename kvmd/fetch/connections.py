@@ -1,0 +1,111 @@
+"""HTTP connections under the address policy: what is dialled is checked, whatever the name resolved to."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from kvmd.core.addresses import AddressPolicy
+from kvmwire import __version__
+from kvmwire.source import Origin
+
+_USER_AGENT = f"kvmd/{__version__}"
+READ_BUFFER = 512 * 1024
+"""Bytes that aiohttp holds of one stream before it stops reading the socket (it allows twice as much)."""
+
+
+class ForbiddenAddressError(OSError):
+    """The policy does not allow the address that was about to be dialled."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__("the address is not allowed by this host's policy")
+        self.address = address
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Files for one origin: a CA to trust instead of the system's, and a client certificate. Empty: none."""
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+    def context(self) -> ssl.SSLContext:
+        """Build the context. Raises OSError or ssl.SSLError where a file cannot be used."""
+        context = ssl.create_default_context(cafile=self.ca or None)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.cert:
+            context.load_cert_chain(self.cert, self.key or None)
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """How connections are made. ``tls`` holds the files of single origins, given only to these origins."""
+
+    addresses: AddressPolicy
+    allow_http: bool = True
+    connect_timeout_s: float = 10.0
+    stall_timeout_s: float = 30.0
+    tls: Mapping[Origin, TlsFiles] = field(default_factory=dict[Origin, TlsFiles])
+
+
+class Connections:
+    """Keep-alive connections of one address policy. Close it when nothing uses it any more."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self.settings = settings
+        self._session: aiohttp.ClientSession | None = None
+        self._contexts: dict[TlsFiles, ssl.SSLContext] = {}
+
+    async def get(self, url: str, *, origin: Origin, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """Send one GET, byte for byte to this URL, without following redirects. Raises what aiohttp raises."""
+        from yarl import URL  # noqa: PLC0415 - the name would hide our own notion of a URL in this module
+
+        tls = self.settings.tls.get(origin, TlsFiles())
+        return await self._opened().get(
+            URL(url, encoded=True),
+            headers={"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": _USER_AGENT, **headers},
+            allow_redirects=False,
+            ssl=self._context(tls) if origin.scheme == "https" else True,
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, socket_factory=self._socket_factory())
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                auto_decompress=False,
+                trust_env=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                read_bufsize=READ_BUFFER,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.settings.connect_timeout_s),
+            )
+        return self._session
+
+    def _socket_factory(self) -> Callable[[Any], socket.socket]:
+        policy = self.settings.addresses
+
+        def make(info: Any) -> socket.socket:
+            family, kind, protocol, _, address = info
+            if not policy.allows(address[0]):
+                raise ForbiddenAddressError(address[0])
+            return socket.socket(family, kind, protocol)
+
+        return make
+
+    def _context(self, tls: TlsFiles) -> ssl.SSLContext:
+        if tls not in self._contexts:
+            self._contexts[tls] = tls.context()
+        return self._contexts[tls]

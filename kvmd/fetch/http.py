@@ -1,0 +1,286 @@
+"""HTTP and HTTPS sources: ranged GETs, redirects by hand, and foreign exceptions turned into ours."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from urllib.parse import urljoin
+
+import aiohttp
+
+from kvmd.core.entity import Entity
+from kvmd.core.ranges import ByteRange
+from kvmd.errors import (
+    EntityChangedError,
+    ProtocolError,
+    RangeMismatchError,
+    RedirectForbiddenError,
+    RedirectLimitError,
+    SourceError,
+    SourceStalledError,
+    SourceUnreachableError,
+    TlsVerifyError,
+    UrlForbiddenError,
+    source_error,
+)
+from kvmd.fetch.answers import (
+    PARTIAL,
+    REDIRECTS,
+    Answer,
+    check_encoding,
+    check_range,
+    check_status,
+    client_certificate_error,
+    entity_of,
+    wants_client_certificate,
+)
+from kvmd.fetch.connections import Connections, ForbiddenAddressError
+from kvmd.ports import Head
+from kvmwire.codes import WireError
+from kvmwire.headers import check_header_name, check_header_value
+from kvmwire.source import SourceUrl
+
+MAX_REDIRECTS = 5
+HEAD = ByteRange(0, 64 * 1024)
+"""The first range: enough to know the format of an image, ISO's descriptors at 32 KiB included."""
+_ERROR_BODY = 4096
+
+
+class HttpSources:
+    """Makes HTTP sources. ``typed`` serves URLs that a person typed, ``connections`` wherever redirects lead from there."""
+
+    schemes = ("http", "https")
+
+    def __init__(self, connections: Connections, *, typed: Connections | None = None) -> None:
+        self._connections = connections
+        self._typed = typed or connections
+
+    def open(self, url: SourceUrl, headers: Mapping[str, str]) -> HttpSource:
+        """Give the source of a URL; the headers go to its own origin only."""
+        if url.origin.scheme == "http" and not self._connections.settings.allow_http:
+            raise UrlForbiddenError(f"source {url}: plain http is not allowed on this host (policy.allow_http).")
+        try:
+            checked = {check_header_name(name): check_header_value(value) for name, value in headers.items()}
+        except WireError as exc:
+            raise source_error(exc) from exc
+        return HttpSource(url, checked, first=self._typed, rest=self._connections)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._connections.close()
+        await self._typed.close()
+
+
+class HttpSource:
+    """One URL. Where it redirects to is remembered until that place refuses."""
+
+    def __init__(self, url: SourceUrl, headers: Mapping[str, str], *, first: Connections, rest: Connections) -> None:
+        self._url = url
+        self._headers = headers
+        self._first = first
+        self._rest = rest
+        self._redirect: SourceUrl | None = None
+
+    @property
+    def url(self) -> SourceUrl:
+        """The URL as it was given."""
+        return self._url
+
+    async def probe(self) -> Head:
+        """Ask for the first range; a server that garbles ranges is asked for the whole file once more."""
+        try:
+            return await self._probe({"Range": HEAD.http()})
+        except RangeMismatchError:
+            return await self._probe({})
+
+    async def _probe(self, headers: Mapping[str, str]) -> Head:
+        async with self._answered(headers) as (response, answer):
+            check_encoding(answer)
+            entity = entity_of(answer)
+            head = await self._read_head(response, answer, entity)
+            return Head(
+                entity=entity, head=head, status=answer.status, tls=_tls_version(response), redirect=self._redirect
+            )
+
+    async def _read_head(self, response: aiohttp.ClientResponse, answer: Answer, entity: Entity) -> bytes:
+        wanted = HEAD.end if entity.size is None else min(HEAD.end, entity.size)
+        if answer.status == PARTIAL:
+            check_range(answer, ByteRange(0, wanted), entity)
+        head = bytearray()
+        async for chunk in _stream(response, self._url, self._first.settings.stall_timeout_s):
+            head += chunk
+            if len(head) >= wanted:
+                break
+        if len(head) < wanted and entity.size is not None:
+            raise SourceUnreachableError(f"source {self._url}: the answer ended after {len(head)} of {wanted} bytes.")
+        return bytes(head[:wanted])
+
+    @asynccontextmanager
+    async def read(self, wanted: ByteRange | None, entity: Entity) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open one stream; see the port."""
+        headers: dict[str, str] = {}
+        if wanted is not None:
+            headers["Range"] = wanted.http()
+            if entity.validator is not None:
+                headers["If-Range"] = entity.validator
+        async with self._answered(headers) as (response, answer):
+            check_encoding(answer)
+            if wanted is not None:
+                check_range(answer, wanted, entity)
+            elif not entity.is_same(entity_of(answer)):
+                raise EntityChangedError(f"source {self._url}: the file is not the one that was probed.")
+            length = entity.size if wanted is None else wanted.length
+            yield _exactly(_stream(response, self._url, self._first.settings.stall_timeout_s), length, self._url)
+
+    @asynccontextmanager
+    async def _answered(self, headers: Mapping[str, str]) -> AsyncIterator[tuple[aiohttp.ClientResponse, Answer]]:
+        """Give the final answer after redirects, with a good status."""
+        response, answer = await self._follow(headers)
+        try:
+            if wants_client_certificate(answer, await _error_body(response, answer)):
+                raise client_certificate_error(answer.url)
+            check_status(answer, now=datetime.now(UTC))
+            yield response, answer
+        finally:
+            # A connection whose body was read to its end is kept; any other is closed, because its rest is still to come.
+            response.release() if response.content.at_eof() else response.close()
+
+    async def _follow(self, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, Answer]:
+        if self._redirect is not None:
+            response, answer = await self._get(self._redirect, headers)
+            if answer.status < 300:  # noqa: PLR2004 - the success statuses
+                return response, answer
+            response.close()
+            self._redirect = None
+        url = self._url
+        for _ in range(MAX_REDIRECTS + 1):
+            response, answer = await self._get(url, headers)
+            if answer.status not in REDIRECTS:
+                self._redirect = url if url is not self._url else None
+                return response, answer
+            response.close()
+            url = self._next_hop(url, answer)
+        raise RedirectLimitError(f"source {self._url}: more than {MAX_REDIRECTS} redirects; given up.")
+
+    def _next_hop(self, url: SourceUrl, answer: Answer) -> SourceUrl:
+        location = answer.headers.get("Location", "").partition("#")[0].strip()
+        if not location:
+            raise ProtocolError(f"source {self._url}: HTTP {answer.status} without a Location.")
+        try:
+            target = SourceUrl.parse(urljoin(url.raw, location))
+        except (WireError, ValueError) as exc:
+            raise RedirectForbiddenError(f"source {self._url}: the redirect's target cannot be used: {exc}") from exc
+        if target.origin.scheme not in HttpSources.schemes:
+            raise RedirectForbiddenError(
+                f"source {self._url}: a redirect to {target} leaves http and https; not followed."
+            )
+        if url.origin.scheme == "https" and target.origin.scheme == "http":
+            raise RedirectForbiddenError(f"source {self._url}: a redirect from https down to {target}; not followed.")
+        if target.origin.scheme == "http" and not self._rest.settings.allow_http:
+            raise RedirectForbiddenError(f"source {self._url}: a redirect to plain http is not allowed on this host.")
+        return target
+
+    async def _get(self, url: SourceUrl, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, Answer]:
+        is_own = url.origin == self._url.origin
+        connections = self._first if is_own else self._rest
+        with _translated(url):
+            try:
+                async with asyncio.timeout(connections.settings.stall_timeout_s):
+                    response = await connections.get(
+                        url.raw, origin=url.origin, headers={**(self._headers if is_own else {}), **headers}
+                    )
+            except TimeoutError as exc:
+                if isinstance(exc, aiohttp.ServerTimeoutError):
+                    raise
+                raise SourceStalledError(f"source {url}: no answer within the stall timeout.") from exc
+        chunked = response.headers.get("Transfer-Encoding", "").lower().endswith("chunked")
+        return response, Answer(url, response.status, response.headers, chunked)
+
+
+async def _error_body(response: aiohttp.ClientResponse, answer: Answer) -> bytes:
+    if answer.status != 400:  # noqa: PLR2004 - only this one is looked into
+        return b""
+    with _translated(answer.url):
+        async with asyncio.timeout(5):
+            return await response.content.read(_ERROR_BODY)
+
+
+async def _stream(response: aiohttp.ClientResponse, url: SourceUrl, stall_timeout_s: float) -> AsyncIterator[bytes]:
+    """Yield what arrives. Raises SourceStalledError after that many seconds without a byte."""
+    while True:
+        with _translated(url):
+            try:
+                async with asyncio.timeout(stall_timeout_s):
+                    chunk = await response.content.readany()
+            except TimeoutError as exc:
+                raise SourceStalledError(
+                    f"source {url}: no byte for {stall_timeout_s:g} s; the connection was cut."
+                ) from exc
+        if not chunk:
+            return
+        yield chunk
+
+
+async def _exactly(chunks: AsyncIterator[bytes], length: int | None, url: SourceUrl) -> AsyncIterator[bytes]:
+    """Yield exactly ``length`` bytes: never one more, and an error where there are fewer."""
+    left = length
+    async for chunk in chunks:
+        if left is None:
+            yield chunk
+            continue
+        if len(chunk) >= left:
+            yield chunk[:left]
+            return
+        left -= len(chunk)
+        yield chunk
+    if left:
+        raise SourceUnreachableError(f"source {url}: the answer ended {left} bytes early; the rest is asked for again.")
+
+
+@contextmanager
+def _translated(url: SourceUrl) -> Iterator[None]:
+    """Turn what aiohttp, ssl and the socket raise into our errors."""
+    try:
+        yield
+    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as exc:
+        raise _tls_error(url, exc) from exc
+    except aiohttp.ServerTimeoutError as exc:
+        raise SourceUnreachableError(f"source {url}: no connection within the connect timeout.") from exc
+    except (aiohttp.ClientOSError, ssl.SSLError) as exc:
+        raise _os_error(url, exc) from exc
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as exc:
+        raise SourceUnreachableError(f"source {url}: the connection broke off ({_text(exc)}).") from exc
+    except (aiohttp.ClientError, ValueError, asyncio.IncompleteReadError) as exc:
+        raise ProtocolError(f"source {url}: not proper HTTP ({_text(exc)}); refused.") from exc
+
+
+def _os_error(url: SourceUrl, exc: OSError) -> SourceError:
+    cause: BaseException | None = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
+    if isinstance(cause, ForbiddenAddressError):
+        return UrlForbiddenError(
+            f"source {url}: its address {cause.address} is not allowed by this host's policy; not dialled."
+        )
+    if isinstance(exc, ssl.SSLError) or isinstance(exc.__cause__, ssl.SSLError):
+        return _tls_error(url, exc)
+    return SourceUnreachableError(f"source {url}: {_text(exc)}.")
+
+
+def _tls_error(url: SourceUrl, exc: BaseException) -> SourceError:
+    text = _text(exc)
+    if "CERTIFICATE_REQUIRED" in text.upper().replace(" ", "_"):
+        return client_certificate_error(url)
+    return TlsVerifyError(f"source {url}: TLS failed: {text}.")
+
+
+def _text(exc: BaseException) -> str:
+    return (str(exc) or type(exc).__name__).encode("ascii", "replace").decode()[:300].rstrip(".")
+
+
+def _tls_version(response: aiohttp.ClientResponse) -> str | None:
+    connection = response.connection
+    transport = connection.transport if connection is not None else None
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object") if transport is not None else None
+    return tls.version() if tls is not None else None

@@ -1,0 +1,202 @@
+"""The edges that the engine and the daemon need, as Protocols. Only ``app`` knows what stands behind them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from kvmd.core.checkpoint import Checkpoint
+from kvmd.core.desired import HostRecord, Recorded, Replica
+from kvmd.core.entity import Entity
+from kvmd.core.placement import Placement, Stored
+from kvmd.core.ranges import ByteRange
+from kvmwire.digest import Algorithm
+from kvmwire.source import SourceUrl
+from kvmwire.status import PoolStatus, ProbeStatus
+from kvmwire.topics import Topic
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a source's first range told: the entity, its first bytes, and how it was reached."""
+
+    entity: Entity
+    head: bytes
+    status: int
+    tls: str | None
+    redirect: SourceUrl | None
+
+
+class Source(Protocol):
+    """One URL of an image. Errors: SourceError, whose class says whether trying again can help."""
+
+    @property
+    def url(self) -> SourceUrl:
+        """The URL as it was given."""
+        ...
+
+    async def probe(self) -> Head:
+        """Ask for the first range, once."""
+        ...
+
+    def read(self, wanted: ByteRange | None, entity: Entity) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open one stream of these bytes of the entity, or of the whole where the range is None.
+
+        Raises EntityChangedError where the source serves another entity now. The stream ends with the last wanted byte.
+        """
+        ...
+
+
+class Sources(Protocol):
+    """Makes sources out of URLs; one implementation serves one or more protocols."""
+
+    def open(self, url: SourceUrl, headers: Mapping[str, str]) -> Source:
+        """Give the source; ``headers`` go to the URL's own origin only. Raises SourceError. Does not connect yet."""
+        ...
+
+
+class Volume(Protocol):
+    """A partial volume. After an error of the disk it is poisoned: only ``discard`` is left. Errors: StoreError."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What an earlier attempt left that can be gone on from; None for a fresh volume."""
+        ...
+
+    async def write(self, offset: int, chunks: Sequence[bytes]) -> None:
+        """Write the chunks one after another from the offset on."""
+        ...
+
+    async def save(self, checkpoint: Checkpoint) -> None:
+        """Sync everything written before this call, then journal the checkpoint, whose bytes must all have been written."""
+        ...
+
+    async def seal(self, size: int) -> Stored:
+        """Sync, and read back all of it: the digest is of what the disk holds. It followed the writes, so little is left to read."""
+        ...
+
+    async def commit(self) -> Placement:
+        """Give the volume its final name, atomically and durably. Raises ExistsError where the name is taken."""
+        ...
+
+    async def close(self, *, discard: bool) -> None:
+        """Let go of it; ``discard`` deletes the partial data and its journal, else a later attempt goes on from them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRequest:
+    """A partial volume to open: ``key`` tells apart contents that want the same name; ``size`` None where unknown."""
+
+    name: str
+    key: str
+    size: int | None
+    algorithm: Algorithm
+    resumes: Callable[[Checkpoint], bool] = field(default=lambda _: False)
+
+
+class Store(Protocol):
+    """A storage pool. Errors: StoreError."""
+
+    async def open(self, request: VolumeRequest) -> Volume:
+        """Open or go on with a partial volume and reserve its space. Raises NoSpaceError, InUseError, PoolMissingError..."""
+        ...
+
+    async def find(self, name: str, *, known: Placement | None, algorithm: Algorithm) -> Stored | None:
+        """Look for the finished volume of that name; hashes it unless ``known`` is provably that very file.
+
+        None where nothing has the name. Raises ExistsError where something else than a regular file has it.
+        """
+        ...
+
+    async def remove(self, placement: Placement) -> bool:
+        """Delete that very file; False, and nothing is touched, where the name is gone or another file has it."""
+        ...
+
+    async def discard(self, name: str) -> None:
+        """Delete every partial volume of that name that nobody is working on."""
+        ...
+
+    async def status(self) -> PoolStatus:
+        """Describe the pool as it is now. Never raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message as it arrived."""
+
+    topic: Topic
+    payload: bytes
+    is_retained: bool
+    is_redelivery: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message to publish; of two waiting ones with the same topic only the later is sent."""
+
+    topic: Topic
+    payload: bytes
+    is_retained: bool = True
+    is_droppable: bool = False
+    on_sent: Callable[[], Awaitable[None]] | None = None
+
+
+class Bus(Protocol):
+    """The MQTT side: connects for ever, hands every event to the inbox, and acknowledges it once the inbox returns."""
+
+    async def run(self, *, inbox: Callable[[Delivery], Awaitable[None]], greet: Callable[[], Awaitable[None]]) -> None:
+        """Serve until cancelled; ``greet`` is awaited after every connect and posts what must be known of this host."""
+        ...
+
+    def post(self, message: Message) -> None:
+        """Queue a message; it is sent as soon as there is a connection, a droppable one only while there is one."""
+        ...
+
+    async def flush(self) -> None:
+        """Wait until everything queued is sent, or there is no connection."""
+        ...
+
+
+class Journal(Protocol):
+    """The host's memory: every call returns when it is on disk. Errors: StoreIoError."""
+
+    async def record(self, event: Recorded) -> None:
+        """Store an event's outcome and what it changes, in one transaction."""
+        ...
+
+    async def load(self) -> HostRecord:
+        """Read everything."""
+        ...
+
+    async def save_replica(self, replica: Replica) -> None:
+        """Store where a replica stands."""
+        ...
+
+    async def save_probe(self, probe: ProbeStatus) -> None:
+        """Store what was found out about a template's sources."""
+        ...
+
+    async def receipt_sent(self, event_id: str) -> None:
+        """Note that the broker has taken the receipt."""
+        ...
+
+
+class Clock(Protocol):
+    """Time and chance, so that decisions take them as values."""
+
+    def now(self) -> datetime:
+        """Give the wall-clock time, in UTC: for people and for events' times."""
+        ...
+
+    def monotonic(self) -> float:
+        """Give seconds that never jump: for pauses and rates."""
+        ...
+
+    def jitter(self) -> float:
+        """Give a random number in 0..1."""
+        ...

@@ -1,0 +1,68 @@
+"""System calls that Python does not offer, and what their errors mean for a pool."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kvmd.errors import InUseError, KvmdError, NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_RENAME_NOREPLACE = 1
+_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
+_UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+def rename_noreplace(old: str, new: str, *, old_dir: int, new_dir: int) -> None:
+    """Rename, or raise FileExistsError; never replaces (renameat2(2), and link + unlink where a filesystem lacks it)."""
+    if _call("renameat2", old_dir, old.encode(), new_dir, new.encode(), ctypes.c_uint(_RENAME_NOREPLACE)):
+        return
+    os.link(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir, follow_symlinks=False)
+    os.unlink(old, dir_fd=old_dir)
+
+
+def allocate(fd: int, size: int) -> bool:
+    """Reserve the first ``size`` bytes of a file; False where the filesystem cannot."""
+    return _call("fallocate", fd, 0, ctypes.c_int64(0), ctypes.c_int64(size))
+
+
+def punch_hole(fd: int, offset: int, length: int) -> bool:
+    """Make bytes a hole, which reads as zeros; False where the filesystem cannot."""
+    return _call("fallocate", fd, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length))
+
+
+def _call(name: str, *arguments: object) -> bool:
+    """Call a function of the C library; False where the kernel or the filesystem does not support it."""
+    while getattr(_libc, name)(*arguments) != 0:
+        code = ctypes.get_errno()
+        if code in _UNSUPPORTED:
+            return False
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return True
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn OSError into a StoreError that says what was being done, and to what."""
+    try:
+        yield
+    except OSError as exc:
+        raise _error(exc)(f"{what}: {exc.strerror or exc}.") from exc
+
+
+def _error(exc: OSError) -> type[KvmdError]:
+    match exc.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return NoSpaceError
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            return PoolReadonlyError
+        case errno.ENOENT | errno.ENOTDIR | errno.ELOOP | errno.ENODEV | errno.ESTALE:
+            return PoolMissingError
+        case errno.EWOULDBLOCK | errno.EBUSY:
+            return InUseError
+        case _:
+            return StoreIoError

@@ -1,0 +1,241 @@
+"""A plain directory as a storage pool."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from kvmd.core.checkpoint import Checkpoint
+from kvmd.core.placement import Placement, Stored
+from kvmd.errors import ExistsError, KvmdError, NoSpaceError, PoolReadonlyError
+from kvmd.ports import VolumeRequest
+from kvmd.store.calls import allocate, translated
+from kvmd.store.hashing import digest_file
+from kvmd.store.partial import HEAD_SIZE, PartialFiles, PartialVolume, placement_of
+from kvmwire.digest import Algorithm
+from kvmwire.status import PoolState, PoolStatus
+
+STAGING = ".kvmd"
+"""Folder for partial volumes inside the pool: the same filesystem, and libvirt does not list what is in it."""
+T = TypeVar("T")
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_VOLUME = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PARTIAL = re.compile(r"(?P<name>.+)\.(?P<key>[0-9a-f]{16})\.(part|json|json\.new)")
+
+
+class DirectoryStore:
+    """Implements the port ``Store``. Names are single path components, checked where they entered the program."""
+
+    def __init__(self, name: str, path: Path, *, executor: Executor, is_sparse: bool = True) -> None:
+        self._name = name
+        self._path = path
+        self._executor = executor
+        self._is_sparse = is_sparse
+        self._admission = asyncio.Lock()
+        self._unreserved: dict[tuple[str, str], int] = {}
+
+    async def open(self, request: VolumeRequest) -> PartialVolume:
+        """See the port. Opening is one at a time, so that two volumes never count on the same free space."""
+        async with self._admission:
+            with translated(f"pool {self._name} at {self._path}"):
+                return await self._on_thread(self._open, request)
+
+    async def find(self, name: str, *, known: Placement | None, algorithm: Algorithm) -> Stored | None:
+        """See the port."""
+        stopped = threading.Event()
+        try:
+            with translated(f"volume {self._path / name}"):
+                return await self._on_thread(self._find, name, known, algorithm, stopped)
+        finally:
+            stopped.set()
+
+    async def remove(self, placement: Placement) -> bool:
+        """See the port."""
+        with translated(f"removing {placement.path}"):
+            return await self._on_thread(self._remove, placement)
+
+    async def discard(self, name: str) -> None:
+        """See the port."""
+        with translated(f"discarding partial data of {self._path / name}"):
+            await self._on_thread(self._discard, name)
+
+    async def status(self) -> PoolStatus:
+        """See the port."""
+        return await self._on_thread(self._status)
+
+    async def _on_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+    @contextmanager
+    def _folder(self) -> Iterator[int]:
+        fd = os.open(self._path, _OPEN_FOLDER)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _open(self, request: VolumeRequest) -> PartialVolume:
+        files = self._files(request)
+        try:
+            fd = files.open()
+        except BaseException:
+            files.close()
+            raise
+        try:
+            checkpoint = self._resumable(files, fd, request)
+            self._reserve(fd, request)
+            return PartialVolume(
+                files,
+                fd,
+                executor=self._executor,
+                pool_path=str(self._path),
+                algorithm=request.algorithm,
+                checkpoint=checkpoint,
+                is_sparse=self._is_sparse,
+                on_close=lambda: self._release(request),
+            )
+        except BaseException:
+            os.close(fd)
+            files.close()
+            raise
+
+    def _files(self, request: VolumeRequest) -> PartialFiles:
+        pool = os.open(self._path, _OPEN_FOLDER)
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(STAGING, 0o700, dir_fd=pool)
+            staging = os.open(STAGING, _OPEN_FOLDER, dir_fd=pool)
+        except BaseException:
+            os.close(pool)
+            raise
+        return PartialFiles(pool=pool, staging=staging, name=request.name, key=request.key)
+
+    def _resumable(self, files: PartialFiles, fd: int, request: VolumeRequest) -> Checkpoint | None:
+        """Give the earlier attempt's checkpoint where it may be gone on from; else empty the file."""
+        checkpoint = files.read_journal()
+        size = os.fstat(fd).st_size
+        if (
+            checkpoint is not None
+            and checkpoint.stored.within(size) == checkpoint.stored
+            and request.resumes(checkpoint)
+        ):
+            return checkpoint
+        os.ftruncate(fd, 0)
+        files.forget()
+        return None
+
+    def _reserve(self, fd: int, request: VolumeRequest) -> None:
+        """Take the space before the first byte. What a filesystem cannot reserve is counted instead."""
+        if request.size is None:
+            return
+        missing = max(0, request.size - os.fstat(fd).st_blocks * 512)
+        usable = _available(fd) - sum(self._unreserved.values())
+        if missing > usable:
+            raise NoSpaceError(
+                f"pool {self._name} at {self._path}: the volume {request.name} needs {missing} bytes more, {max(0, usable)} are free; "
+                "nothing was written."
+            )
+        if not allocate(fd, request.size):
+            os.ftruncate(fd, request.size)
+            self._unreserved[request.name, request.key] = missing
+
+    def _release(self, request: VolumeRequest) -> None:
+        self._unreserved.pop((request.name, request.key), None)
+
+    def _find(
+        self, name: str, known: Placement | None, algorithm: Algorithm, stopped: threading.Event
+    ) -> Stored | None:
+        with self._folder() as pool:
+            try:
+                named = os.stat(name, dir_fd=pool, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+            if not stat.S_ISREG(named.st_mode):
+                raise ExistsError(
+                    f"volume {self._path / name}: something that is no regular file has the name; it was left as it is."
+                )
+            fd = os.open(name, _OPEN_VOLUME, dir_fd=pool)
+        try:
+            head = os.pread(fd, HEAD_SIZE, 0)
+            if known is not None and known.digest.algorithm is algorithm:
+                now = placement_of(fd, str(self._path / name), known.digest)
+                if now.is_same_file(known):
+                    return Stored(now, head)
+            return Stored(placement_of(fd, str(self._path / name), digest_file(fd, algorithm, stopped)), head)
+        finally:
+            os.close(fd)
+
+    def _remove(self, placement: Placement) -> bool:
+        name = Path(placement.path).name
+        with self._folder() as pool:
+            try:
+                fd = os.open(name, _OPEN_VOLUME, dir_fd=pool)
+            except (FileNotFoundError, IsADirectoryError):
+                return False
+            try:
+                if not placement_of(fd, placement.path, placement.digest).is_same_file(placement):
+                    return False
+                os.unlink(name, dir_fd=pool)
+                os.fsync(pool)
+            finally:
+                os.close(fd)
+        return True
+
+    def _discard(self, name: str) -> None:
+        with self._folder() as pool:
+            try:
+                staging = os.open(STAGING, _OPEN_FOLDER, dir_fd=pool)
+            except FileNotFoundError:
+                return
+            try:
+                keys = {m["key"] for m in map(_PARTIAL.fullmatch, os.listdir(staging)) if m and m["name"] == name}
+            finally:
+                os.close(staging)
+        for key in keys:
+            self._discard_one(VolumeRequest(name=name, key=key, size=None, algorithm=Algorithm.SHA_256))
+
+    def _discard_one(self, request: VolumeRequest) -> None:
+        files = self._files(request)
+        try:
+            fd = files.open()
+        except BlockingIOError:
+            files.close()
+            return
+        try:
+            files.delete()
+        finally:
+            os.close(fd)
+            files.close()
+
+    def _status(self) -> PoolStatus:
+        status = PoolStatus(name=self._name, type="directory", path=str(self._path), state=PoolState.MISSING)
+        try:
+            with translated(str(self._path)), self._folder() as fd:
+                capacity = os.fstatvfs(fd)
+                is_writable = os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True)
+                if capacity.f_flag & os.ST_RDONLY:
+                    is_writable = False
+                return status.model_copy(
+                    update={
+                        "state": PoolState.ACTIVE if is_writable else PoolState.READONLY,
+                        "capacity": capacity.f_blocks * capacity.f_frsize,
+                        "available": capacity.f_bavail * capacity.f_frsize,
+                    }
+                )
+        except PoolReadonlyError:
+            return status.model_copy(update={"state": PoolState.READONLY})
+        except KvmdError:
+            return status
+
+
+def _available(fd: int) -> int:
+    free = os.fstatvfs(fd)
+    return free.f_bavail * free.f_frsize

@@ -1,0 +1,128 @@
+"""Digests of what the disk holds, taken on threads of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from typing import Protocol
+
+from blake3 import blake3
+
+from kvmwire.digest import Algorithm, Digest
+
+STEP = 1024 * 1024
+"""Bytes read back at once: measured 5-10% over hashing hot buffers, see docs/decisions."""
+_HASHLIB = {
+    Algorithm.MD5: "md5",
+    Algorithm.SHA_1: "sha1",
+    Algorithm.SHA_224: "sha224",
+    Algorithm.SHA_256: "sha256",
+    Algorithm.SHA_384: "sha384",
+    Algorithm.SHA_512: "sha512",
+    Algorithm.SHA3_256: "sha3_256",
+    Algorithm.SHA3_512: "sha3_512",
+}
+
+
+class Hasher(Protocol):
+    """What hashlib and blake3 have in common."""
+
+    def update(self, data: memoryview, /) -> object:
+        """Take more bytes."""
+        ...
+
+    def hexdigest(self) -> str:
+        """Give the value so far."""
+        ...
+
+
+def hasher(algorithm: Algorithm) -> Hasher:
+    """Start a digest; the weak algorithms only recognise accidents, so they are allowed on hardened systems too."""
+    if algorithm is Algorithm.BLAKE3:
+        return blake3()
+    return hashlib.new(_HASHLIB[algorithm], usedforsecurity=False)
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: somebody does not want the digest any more
+    """The digest was given up."""
+
+
+class FrontierHash:
+    """Hashes a growing file on its own thread, up to the frontier that it is told.
+
+    The bytes are read back from the file, so that what is verified is what the kernel holds, not what was received.
+    """
+
+    def __init__(self, fd: int, algorithm: Algorithm) -> None:
+        self._fd = fd
+        self._algorithm = algorithm
+        self._hasher = hasher(algorithm)
+        self._changed = threading.Condition()
+        self._frontier = 0
+        self._end: int | None = None
+        self._is_stopped = False
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="kvmd-hash", daemon=True)
+        self._thread.start()
+
+    def advance(self, frontier: int) -> None:
+        """Allow the bytes before the frontier to be read. Never waits for the hash."""
+        with self._changed:
+            if frontier > self._frontier:
+                self._frontier = frontier
+                self._changed.notify()
+
+    def finish(self, size: int) -> Digest:
+        """Wait for the digest of exactly ``size`` bytes. Raises OSError for a disk that cannot be read, Stopped after stop()."""
+        with self._changed:
+            self._frontier = self._end = size
+            self._changed.notify()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        if self._is_stopped:
+            raise Stopped
+        return Digest(self._algorithm, self._hasher.hexdigest())
+
+    def stop(self) -> None:
+        """Give up and wait for the thread, so that the file can be closed."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        buffer = memoryview(bytearray(STEP))
+        position = 0
+        try:
+            while (end := self._next_end(position)) is not None:
+                while position < end and not self._is_stopped:
+                    count = os.preadv(self._fd, [buffer[: min(STEP, end - position)]], position)
+                    if count == 0:
+                        raise OSError(f"the file ends at {position}, expected {end} bytes")
+                    self._hasher.update(buffer[:count])
+                    position += count
+        except OSError as exc:
+            self._error = exc
+
+    def _next_end(self, position: int) -> int | None:
+        """Wait for a full step of new bytes, or the last ones; None when there is nothing left to do."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._is_stopped or self._end is not None or self._frontier - position >= STEP
+            )
+            if self._is_stopped or position == self._end:
+                return None
+            return self._frontier
+
+
+def digest_file(fd: int, algorithm: Algorithm, stopped: threading.Event) -> Digest:
+    """Hash a whole file, as it is now. Raises OSError, or Stopped soon after ``stopped`` is set."""
+    hashing, buffer, position = hasher(algorithm), memoryview(bytearray(STEP)), 0
+    while count := os.preadv(fd, [buffer], position):
+        if stopped.is_set():
+            raise Stopped
+        hashing.update(buffer[:count])
+        position += count
+    return Digest(algorithm, hashing.hexdigest())

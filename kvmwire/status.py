@@ -1,0 +1,256 @@
+"""What a host publishes: its own state, probes, replicas, receipts and progress."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
+
+from kvmwire.codes import FailureCode
+from kvmwire.names import EventId, Name
+
+
+class StatusModel(BaseModel):
+    """A status: immutable; fields that a newer host adds are ignored by an older reader."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _encodable(cls, value: object) -> object:
+        """Replace half surrogates, which stand for bytes that are no UTF-8 in a server's header or a file's name."""
+        return value.encode(errors="replace").decode() if isinstance(value, str) and not value.isascii() else value
+
+
+Bytes = Annotated[int, Field(ge=0, description="bytes")]
+
+
+class Failure(StatusModel):
+    """Why: a stable code, what happened, and what a person can do next."""
+
+    code: FailureCode
+    message: str
+    hint: str
+
+
+class HostState(StrEnum):
+    """``offline`` is published by the broker as the host's last will, or by the host when it stops."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+
+
+class PoolState(StrEnum):
+    """Whether volumes can be put into the pool."""
+
+    ACTIVE = "active"
+    MISSING = "missing"
+    READONLY = "readonly"
+
+
+class PoolStatus(StatusModel):
+    """A storage pool of a host."""
+
+    name: Name
+    type: str
+    path: str
+    state: PoolState
+    capacity: Bytes | None = None
+    available: Bytes | None = None
+
+
+class HostStatus(StatusModel):
+    """A host: whether it listens, and what it has."""
+
+    host: Name
+    state: HostState
+    version: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+    protocols: tuple[str, ...] = ()
+    pools: tuple[PoolStatus, ...] = ()
+    started: AwareDatetime | None = None
+    since: AwareDatetime | None = None
+
+
+class SourceProbe(StatusModel):
+    """What one source looks like from one host. ``url`` and ``redirect`` are redacted."""
+
+    url: str
+    reachable: bool
+    status: int | None = None
+    tls: str | None = None
+    size: Bytes | None = None
+    ranges: bool | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    redirect: str | None = None
+    format: str | None = None
+    virtual_size: Bytes | None = None
+    seconds: float
+    code: FailureCode | None = None
+    message: str = ""
+    hint: str = ""
+
+
+class Verdict(StrEnum):
+    """Of the sources can be used: ``good`` every one, ``degraded`` some, ``bad`` none; ``unchecked``: nobody asked."""
+
+    GOOD = "good"
+    DEGRADED = "degraded"
+    BAD = "bad"
+    UNCHECKED = "unchecked"
+
+
+class ProbeStatus(StatusModel):
+    """What a host found out about a template's sources when it was registered."""
+
+    template: Name
+    generation: int
+    verdict: Verdict
+    code: FailureCode | None = None
+    message: str = ""
+    hint: str = ""
+    sources: tuple[SourceProbe, ...] = ()
+    checked: AwareDatetime
+
+
+class ReplicaState(StrEnum):
+    """Where a replica stands; see ``is_settled`` and ``is_running``."""
+
+    QUEUED = "queued"
+    PROBING = "probing"
+    DOWNLOADING = "downloading"
+    VERIFYING = "verifying"
+    COMMITTING = "committing"
+    READY = "ready"
+    WAITING = "waiting"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    REMOVING = "removing"
+    ABSENT = "absent"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it stays so until somebody publishes something new."""
+        return self in {ReplicaState.READY, ReplicaState.FAILED, ReplicaState.CANCELLED, ReplicaState.ABSENT}
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a session works on it right now."""
+        return self in {
+            ReplicaState.PROBING,
+            ReplicaState.DOWNLOADING,
+            ReplicaState.VERIFYING,
+            ReplicaState.COMMITTING,
+            ReplicaState.REMOVING,
+        }
+
+
+class Trust(StrEnum):
+    """Why the content is believed: event signature and checksum, checksum alone, or nothing."""
+
+    SIGNED = "signed"
+    CHECKSUM = "checksum"
+    NONE = "none"
+
+
+class SourceState(StrEnum):
+    """``standby``: not needed yet; ``active``: sends; ``waiting``: pauses; ``banned``: not asked again."""
+
+    STANDBY = "standby"
+    ACTIVE = "active"
+    WAITING = "waiting"
+    BANNED = "banned"
+
+
+class SourceProgress(StatusModel):
+    """One source's share of a download. ``url`` is redacted."""
+
+    url: str
+    bytes: Bytes
+    bytes_per_second: Bytes
+    state: SourceState
+    code: FailureCode | None = None
+    message: str = ""
+
+
+class Progress(StatusModel):
+    """A running download's figures."""
+
+    size: Bytes | None = None
+    done: Bytes
+    bytes_per_second: Bytes
+    eta_seconds: float | None = None
+    resumed_from: Bytes = 0
+    sources: tuple[SourceProgress, ...] = ()
+
+
+class ReplicaStatus(StatusModel):
+    """The state of a template's volume in one pool of one host."""
+
+    template: Name
+    generation: int
+    pool: Name
+    state: ReplicaState
+    code: FailureCode | None = None
+    message: str = ""
+    hint: str = ""
+    path: str | None = None
+    format: str | None = None
+    size: Bytes | None = None
+    virtual_size: Bytes | None = None
+    checksum: str | None = None
+    trust: Trust = Trust.NONE
+    session: str | None = None
+    attempt: int = 0
+    since: AwareDatetime
+    next_attempt: AwareDatetime | None = None
+    progress: Progress | None = None
+
+
+class MachineState(StrEnum):
+    """Where a virtual machine stands."""
+
+    DEFINED = "defined"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class MachineStatus(StatusModel):
+    """The state of a virtual machine on a host."""
+
+    name: Name
+    state: MachineState
+    code: FailureCode | None = None
+    message: str = ""
+    hint: str = ""
+    since: AwareDatetime
+
+
+class Outcome(StrEnum):
+    """What a host did with an event."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    REFUSED = "refused"
+
+
+class Receipt(StatusModel):
+    """A host's answer to one event. ``generation`` is the one that now holds for the event's subject."""
+
+    event: EventId
+    host: Name
+    outcome: Outcome
+    topic: str
+    generation: int | None = None
+    code: FailureCode | None = None
+    message: str = ""
+    hint: str = ""
+    time: AwareDatetime
+
+
+Status = HostStatus | ProbeStatus | ReplicaStatus | MachineStatus | Receipt | Progress

@@ -1,0 +1,1 @@
+"""Real parts for the tests: brokers, origins, images, certificates, child processes."""
