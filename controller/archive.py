@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +27,7 @@ class Archive:
 
 
 @contextlib.asynccontextmanager
-async def open_archive(state_dir: Path) -> AsyncIterator[Archive]:
+async def open_archive(state_dir: Path) -> AsyncGenerator[Archive, None]:
     """Give the archive and close its file at the end."""
     registry = Registry(state_dir)
     with ThreadPoolExecutor(1, thread_name_prefix="registry") as executor:

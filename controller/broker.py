@@ -7,12 +7,13 @@ import contextlib
 import random
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import aiomqtt
 import paho.mqtt.client as paho
+from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -52,7 +53,7 @@ class _Client(aiomqtt.Client):
         self.refusal: ReasonCode | None = None
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:  # noqa: ARG002 - paho's signature
-        self._take(Message(message.topic, message.payload, message.retain))
+        self._take(Message(message.topic, bytes(message.payload), message.retain))
 
     def _on_publish(
         self, client: paho.Client, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
@@ -128,7 +129,7 @@ class Link:
         """Return when the broker has sent what it retains: it is quiet, and quiet still after one round trip."""
         while True:
             await self.connected()
-            while (quiet := asyncio.get_running_loop().time() - self._last_arrival) < QUIET_S:
+            while (quiet := asyncio.get_running_loop().time() - self._last_arrival) < QUIET_S:  # noqa: ASYNC110 - silence sets no event
                 await asyncio.sleep(QUIET_S - quiet)
             before, client = self._last_arrival, self._client
             if client is None:
@@ -187,7 +188,7 @@ class Link:
             connected = _Connected(client)
             try:
                 await connected.open()
-            except aiomqtt.MqttConnectError as exc:
+            except MqttConnectError as exc:
                 if self._settings.version == "auto" and self._is_v5 and _reason_value(exc) == _WRONG_VERSION:
                     self._is_v5 = False
                     continue
@@ -196,8 +197,9 @@ class Link:
 
     async def _subscribe(self, client: _Client) -> None:
         granted = await client.subscribe([(one, 1) for one in self._filters], timeout=_TIMEOUT_S)
-        for wanted, code in zip(self._filters, granted, strict=True):
-            if (code if isinstance(code, int) else code.value) >= _FAILURE:
+        codes = [code if isinstance(code, int) else code.value for code in granted]
+        for wanted, code in zip(self._filters, codes, strict=True):
+            if code >= _FAILURE:
                 raise UnreachableError(
                     f"the broker at {self._settings.url} refused to let us read {wanted}.",
                     hint="Allow this user to read it in the broker's access list.",
@@ -239,7 +241,7 @@ async def open_link(
     take: Callable[[Message], None],
     connecting: Callable[[], None] = lambda: None,
     is_patient: bool = False,
-) -> AsyncIterator[Link]:
+) -> AsyncGenerator[Link, None]:
     """Give a link, connected unless it is patient: then it waits for a broker as long as it takes."""
     link = Link(settings, filters=filters, take=take, connecting=connecting, is_patient=is_patient)
     async with beside(link.keep()):
@@ -274,10 +276,10 @@ def _unreachable(settings: MqttSettings, error: Exception) -> UnreachableError:
     if isinstance(error, UnreachableError):
         return error
     match error:
-        case aiomqtt.MqttConnectError() if _reason_value(error) in _NO_LOGIN:
+        case MqttConnectError() if _reason_value(error) in _NO_LOGIN:
             why = "it refused this user name and password" if settings.username else "it wants a user name and password"
             hint = "Correct mqtt.username and mqtt.password_file."
-        case aiomqtt.MqttConnectError() if _reason_value(error) == _WRONG_VERSION:
+        case MqttConnectError() if _reason_value(error) == _WRONG_VERSION:
             why, hint = f"it does not speak MQTT {settings.version}", 'Set mqtt.version = "auto".'
         case _ if "CERTIFICATE_VERIFY_FAILED" in str(error):
             why, hint = _reason(error), "Name the CA that signed the broker's certificate in mqtt.ca."
@@ -287,8 +289,8 @@ def _unreachable(settings: MqttSettings, error: Exception) -> UnreachableError:
     return UnreachableError(f"the MQTT broker at {settings.url} cannot be used: {why}.", hint=hint)
 
 
-def _reason_value(error: aiomqtt.MqttConnectError) -> int:
-    return error.rc if isinstance(error.rc, int) else error.rc.value
+def _reason_value(error: MqttConnectError) -> int:
+    return error.rc.value if isinstance(error.rc, ReasonCode) else error.rc or 0
 
 
 def _reason(error: Exception) -> str:

@@ -43,6 +43,11 @@ class Deliveries:
         for event_id in self._open.keys() - ids:
             del self._open[event_id]
 
+    def expire(self, now: float) -> None:
+        """Stop following what has expired; ``now`` is in seconds since the epoch."""
+        for event_id in [i for i, d in self._open.items() if d.stored.expires is not None and d.stored.expires <= now]:
+            del self._open[event_id]
+
     def answer(self, event_id: str, host: str) -> bool:
         """Note a receipt; whether it was the host's first to an event that is followed."""
         delivery = self._open.get(event_id)

@@ -26,7 +26,9 @@ def explain(fleet: Fleet, template: str, host: str, receipts: Mapping[str, Recei
     selecting = sorted(
         (d for d in fleet.deployments(template) if host in fleet.audience(d.event)), key=_generation, reverse=True
     )
-    statuses = {t.pool: s for t, s in sorted(fleet.replicas.items(), key=str) if (t.host, t.template) == (host, template)}
+    statuses = {
+        t.pool: s for t, s in sorted(fleet.replicas.items(), key=str) if (t.host, t.template) == (host, template)
+    }
     return [
         Sentence("host", _host(fleet, host)),
         Sentence("template", _template(fleet, template)),
@@ -64,7 +66,9 @@ def _template(fleet: Fleet, template: str) -> str:
 def _probe(probe: ProbeStatus | None, template: str, host: str) -> str:
     if probe is None:
         return f"{host} has told nothing about the sources of {template}."
-    checked = f"{host} checked the sources at {moment(probe.checked)} (generation {probe.generation}): {probe.verdict.value}"
+    checked = (
+        f"{host} checked the sources at {moment(probe.checked)} (generation {probe.generation}): {probe.verdict.value}"
+    )
     bad = [f"{s.url}: {s.code.value}: {s.message}" for s in probe.sources if s.code]
     if probe.verdict is Verdict.UNCHECKED:
         return f"{host} was not asked to check the sources."

@@ -17,18 +17,18 @@ def wanted(topics: Topics, template: str = "+") -> tuple[str, ...]:
 
 
 def outcome(topics: Topics, template: str = "+") -> tuple[str, ...]:
-    """What hosts make of a template, or of all."""
+    """Name what hosts make of a template, or of all."""
     status = f"{topics.prefix}/status/+"
     return (f"{status}/probe/{template}", f"{status}/replica/+/{template}")
 
 
 def progress(topics: Topics, template: str = "+") -> tuple[str, ...]:
-    """The figures of running downloads."""
+    """Name the figures of running downloads."""
     return (f"{topics.prefix}/status/+/progress/+/{template}",)
 
 
 def receipts(topics: Topics, event_id: str = "+") -> tuple[str, ...]:
-    """The hosts' answers to one event, or to all."""
+    """Name the hosts' answers to one event, or to all."""
     return (f"{topics.prefix}/status/+/receipt/{event_id}",)
 
 

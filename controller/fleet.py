@@ -104,7 +104,7 @@ class Fleet:
         return dict(sorted(found.items()))
 
     def template(self, name: str) -> RegisterData | None:
-        """The record of a template, unless it was never registered, or unregistered."""
+        """Give the record of a template, unless it was never registered, or unregistered."""
         seen = self.events.get(RegisterTopic(name))
         if seen is None or not isinstance(seen.event.data, RegisterData):
             return None
@@ -140,13 +140,13 @@ class Fleet:
                 return frozenset(self.hosts)
 
     def generation_of_template(self, template: str) -> int:
-        """The highest generation known for a template; 0 for none."""
+        """Give the highest generation known for a template; 0 for none."""
         seen = self.events.get(RegisterTopic(template))
         known = [probe.generation for topic, probe in self.probes.items() if topic.template == template]
         return max([seen.event.generation or 0 if seen else 0, *known])
 
     def generation_of_replicas(self, template: str, pool: str) -> int:
-        """The highest generation known for a template in a pool, on any host; 0 for none."""
+        """Give the highest generation known for a template in a pool, on any host; 0 for none."""
         statuses = (s for t, s in self.replicas.items() if (t.template, t.pool) == (template, pool))
         events = (d.event.generation or 0 for d in self.deployments(template, pool))
         return max([0, *(status.generation for status in statuses), *events])

@@ -22,19 +22,19 @@ class Log:
         self._logger = logger
 
     def debug(self, message: str, **fields: object) -> None:
-        """For the one who looks for a defect."""
+        """Say what only the one who looks for a defect reads."""
         self._logger.debug(message, extra={"fields": fields})
 
     def info(self, message: str, **fields: object) -> None:
-        """What an operator wants to have read later."""
+        """Say what an operator wants to read later."""
         self._logger.info(message, extra={"fields": fields})
 
     def warning(self, message: str, **fields: object) -> None:
-        """What an operator should look at."""
+        """Say what an operator should look at."""
         self._logger.warning(message, extra={"fields": fields})
 
     def error(self, message: str, **fields: object) -> None:
-        """What an operator has to act on."""
+        """Say what an operator has to act on."""
         self._logger.error(message, extra={"fields": fields})
 
 

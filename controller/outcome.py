@@ -61,7 +61,7 @@ def replica_standing(wish: Wish, fleet: Fleet, receipts: Mapping[str, Receipt]) 
     """Tell how far a host is; ``receipts`` are its event's, by host."""
     status = fleet.replicas.get(ReplicaTopic(wish.host, wish.pool, wish.template))
     if status is None or status.generation < wish.generation:
-        return _before_status(wish.host, fleet, receipts.get(wish.host), pool=wish.pool)
+        return _before_status(wish.host, fleet, receipts.get(wish.host))
     done = ReplicaState.READY if wish.ensure is Ensure.PRESENT else ReplicaState.ABSENT
     phase = Phase.PENDING if fleet.is_online(wish.host) else Phase.MISSING
     if status.state.is_settled:
@@ -79,11 +79,13 @@ def replica_standing(wish: Wish, fleet: Fleet, receipts: Mapping[str, Receipt]) 
     )
 
 
-def probe_standing(host: str, template: str, generation: int, fleet: Fleet, receipts: Mapping[str, Receipt]) -> Standing:
+def probe_standing(
+    host: str, template: str, generation: int, fleet: Fleet, receipts: Mapping[str, Receipt]
+) -> Standing:
     """Tell whether a host has checked a template's sources, and what it found."""
     status = fleet.probes.get(ProbeTopic(host, template))
     if status is None or status.generation < generation:
-        return _before_status(host, fleet, receipts.get(host), pool=None)
+        return _before_status(host, fleet, receipts.get(host))
     phase = Phase.FAILED if status.verdict is Verdict.BAD else Phase.DONE
     return Standing(
         host,
@@ -127,24 +129,21 @@ def _heard(receipt: Receipt) -> Phase:
     return Phase.FAILED if receipt.outcome in {Outcome.REFUSED, Outcome.STALE} else Phase.DONE
 
 
-def _before_status(host: str, fleet: Fleet, receipt: Receipt | None, *, pool: str | None) -> Standing:
+def _before_status(host: str, fleet: Fleet, receipt: Receipt | None) -> Standing:
     """Tell what is known before the host has said anything about this generation."""
     if receipt is not None and receipt.outcome is Outcome.REFUSED:
-        return Standing(
-            host, Phase.FAILED, "refused", code=receipt.code, message=receipt.message, hint=receipt.hint
-        )
+        return Standing(host, Phase.FAILED, "refused", code=receipt.code, message=receipt.message, hint=receipt.hint)
     if not fleet.is_online(host):
         why = "offline" if host in fleet.hosts else "unknown"
         return Standing(
             host, Phase.MISSING, why, message="it gets the event when it comes", hint=f"Start kvmd on {host}."
         )
-    where = f" for pool {pool}" if pool else ""
     state = receipt.outcome.value if receipt else "sent"
-    return Standing(host, Phase.PENDING, state, message=f"no status{where} yet")
+    return Standing(host, Phase.PENDING, state)
 
 
 def _code_of_unwanted(phase: Phase, status: ReplicaStatus, wish: Wish) -> FailureCode | None:
-    """A settled state without a code that is not what was asked for: somebody asked for something newer."""
+    """Explain a settled state without a code that nobody here asked for: somebody asked for something newer."""
     if phase is Phase.FAILED and status.generation > wish.generation:
         return FailureCode.EVENT_STALE
     return None

@@ -16,7 +16,7 @@ from controller.errors import ControlError
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _STEP = 1024
-_PIPE_WIDTH = 200
+_PIPE_WIDTH = 300
 _STYLES = {
     **dict.fromkeys(("ready", "online", "good", "done", "accepted", "active"), "green"),
     **dict.fromkeys(("failed", "bad", "refused", "cancelled"), "bold red"),

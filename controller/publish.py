@@ -117,10 +117,9 @@ def known_template(fleet: Fleet, name: str) -> RegisterData:
     why = "it was unregistered" if topic in fleet.events else "no register event is retained at the broker"
     if refused is not None:
         why = f"its register event cannot be read: {refused.message.removesuffix('.')}"
-    others = ", ".join(fleet.templates()) or "none"
     raise ControlError(
         f"template {name}: {why}; nothing was published.",
-        hint=f"Register it: kvmctl register {name} URL --checksum '{{SHA-256}}...' (registered here: {others}).",
+        hint=f"Register it: kvmctl register {name} URL --checksum '{{SHA-256}}...'; what is registered: kvmctl templates",
         code=FailureCode.TEMPLATE_UNKNOWN,
     )
 
@@ -131,7 +130,7 @@ async def publish(session: Session, events: Iterable[Event]) -> list[Sent]:
 
 
 async def known_generation(session: Session, topics: Iterable[EventTopic]) -> int:
-    """The highest generation that the registry has for these topics."""
+    """Give the highest generation that the registry has for these topics."""
     texts = [session.topics.build(topic) for topic in topics]
     return await session.archive.call(lambda registry: registry.generation(texts))
 
@@ -195,5 +194,5 @@ def _pools_on(fleet: Fleet, template: str, *, host: str, pool: str | None) -> li
 
 
 def now_utc() -> datetime:
-    """The time, as events carry it."""
+    """Give the time, as events carry it."""
     return datetime.now(UTC)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class Registry:
             )
 
     def retained(self) -> list[Stored]:
-        """What has to be retained at the broker: the newest event of each topic."""
+        """Give what has to be retained at the broker: the newest event of each topic."""
         return self._events("is_current = 1 AND is_retained = 1")
 
     def awaited(self, now: float) -> list[Stored]:
@@ -103,14 +103,15 @@ class Registry:
         return self._events("is_ours = 1 AND is_current = 1 AND (expires IS NULL OR expires > ?)", now)
 
     def history(self, *, limit: int) -> list[Stored]:
-        """What this controller published, the newest first."""
+        """Give what this controller published, the newest first."""
         return self._events("is_ours = 1", limit=limit)
 
     def receipted(self) -> dict[str, set[str]]:
-        """Hosts that have answered, by event."""
+        """Give the hosts that have answered, by current event of ours."""
         found = dict[str, set[str]]()
+        sql = "SELECT event, host FROM receipt JOIN event ON event.id = event WHERE is_ours = 1 AND is_current = 1"
         with self._transaction() as db:
-            for event, host in db.execute("SELECT event, host FROM receipt"):
+            for event, host in db.execute(sql):
                 found.setdefault(event, set()).add(host)
         return found
 
@@ -126,13 +127,13 @@ class Registry:
             return {host for (host,) in db.execute("SELECT host FROM audience WHERE event = ?", (event_id,))}
 
     def generation(self, topics: Iterable[str]) -> int:
-        """The highest generation that was published on one of these topics; 0 for none."""
+        """Give the highest generation that was published on one of these topics; 0 for none."""
         with self._transaction() as db:
             known = [db.execute("SELECT max(generation) FROM event WHERE topic = ?", (t,)).fetchone() for t in topics]
         return max([0, *(generation or 0 for (generation,) in known)])
 
     def version(self) -> tuple[int, int]:
-        """Changes when the file was opened anew, or another process wrote to it."""
+        """Give what changes when the file was opened anew, or another process wrote to it."""
         with self._transaction() as db:
             return self.openings, db.execute("PRAGMA data_version").fetchone()[0]
 
@@ -152,7 +153,7 @@ class Registry:
         return [_stored(row) for row in rows]
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Generator[sqlite3.Connection, None, None]:
         try:
             db = self._opened()
             with db:
@@ -200,21 +201,24 @@ class Registry:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
-            problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if problem != "ok":
-                raise sqlite3.DatabaseError(problem)
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise RegistryError(
-                    f"registry {self.path}: it was written by a later version (schema {version}).",
-                    hint="Update kvmd on this machine, or use another state_dir.",
-                )
-            if version == 0:
-                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            self._check_and_migrate(db)
         except BaseException:
             db.close()
             raise
         return db
+
+    def _check_and_migrate(self, db: sqlite3.Connection) -> None:
+        problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise sqlite3.DatabaseError(problem)
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise RegistryError(
+                f"registry {self.path}: it was written by a later version (schema {version}).",
+                hint="Update kvmd on this machine, or use another state_dir.",
+            )
+        if version == 0:
+            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
     def _unusable(self, why: str) -> RegistryError:
         return RegistryError(

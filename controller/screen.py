@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
@@ -52,14 +52,14 @@ class Lines:
     def update(self, standings: Sequence[Standing]) -> None:
         """Print what changed."""
         for standing in standings:
-            line = " ".join(part for part in (_with_tenth(standing), _note(standing)) if part)
+            line = ": ".join(part for part in (_with_tenth(standing), _note(standing)) if part)
             if self._shown.get(standing.host) != line:
                 self._shown[standing.host] = line
                 self._output.say(f"{standing.host}: {line}")
 
 
 @contextlib.contextmanager
-def open_screen(output: Output) -> Iterator[Screen]:
+def open_screen(output: Output) -> Generator[Screen, None, None]:
     """Give bars on a terminal, else lines."""
     if not output.notes.is_terminal or output.is_json:
         yield Lines(output)

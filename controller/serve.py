@@ -12,7 +12,6 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable
 
 from controller import filters, log
 from controller.archive import Archive, open_archive
@@ -45,9 +44,9 @@ async def serve(settings: Settings, notifier: Notifier) -> None:
         server = _Server(settings, archive, notifier)
         # A registry that cannot be used is told at the start, not in the middle of the work.
         await archive.call(lambda registry: registry.prune(time.time()))
-        patient = filters.hosts(server.topics) + filters.wanted(server.topics) + filters.receipts(server.topics)
+        subscriptions = filters.hosts(server.topics) + filters.wanted(server.topics) + filters.receipts(server.topics)
         async with open_link(
-            settings.mqtt, filters=patient, take=server.take, connecting=server.connecting, is_patient=True
+            settings.mqtt, filters=subscriptions, take=server.take, connecting=server.connecting, is_patient=True
         ) as link:
             notifier.ready(f"connecting to {settings.mqtt.url}")
             _log.info("started", broker=settings.mqtt.url, registry=str(settings.state_dir))
@@ -152,6 +151,8 @@ class _Server:
 
         if adopted or gone or receipts:
             await self._archive.call(write)
+        if any(stored.is_ours for stored in adopted):
+            self._registry_version = (0, 0)  # SQLite tells of other connections' writes only
 
     async def _restore(self, link: Link) -> None:
         """Publish again what ought to be retained and is not there, or only in an older generation."""
@@ -170,7 +171,7 @@ class _Server:
         """Follow what the registry says is awaited; it changes when another kvmctl publishes."""
         version = await self._archive.call(Registry.version)
         now = time.time()
-        self._deliveries.keep_only_unexpired(now)
+        self._deliveries.expire(now)
         if version == self._registry_version:
             return
         self._registry_version = version
@@ -222,7 +223,8 @@ class _Server:
     def _tell(self, link: Link) -> None:
         online = sum(1 for host in self._fleet.hosts if self._fleet.is_online(host))
         broker = f"connected to {self._settings.mqtt.url}" if link.is_connected else "no broker"
-        status = f"{broker}; {online} of {len(self._fleet.hosts)} hosts online; {self._deliveries.open_count(self._fleet)} events unanswered"
+        unanswered = self._deliveries.open_count(self._fleet)
+        status = f"{broker}; {online} of {len(self._fleet.hosts)} hosts online; {unanswered} events unanswered"
         if status != self._status:
             self._status = status
             self._notifier.status(status)
@@ -231,8 +233,3 @@ class _Server:
 def _is_behind(event: Event, stored: Stored) -> bool:
     """Whether the broker's event is older than the one that was kept; without generations nobody can tell."""
     return event.generation is not None and stored.generation is not None and event.generation < stored.generation
-
-
-def stored_ids(events: Iterable[Stored]) -> set[str]:
-    """Ids of events."""
-    return {event.id for event in events}

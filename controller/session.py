@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from controller.archive import Archive, open_archive
 from controller.broker import Link, Message, open_link
@@ -99,7 +99,7 @@ class Session:
 
 
 @contextlib.asynccontextmanager
-async def open_session(settings: Settings, filters: tuple[str, ...]) -> AsyncIterator[Session]:
+async def open_session(settings: Settings, filters: tuple[str, ...]) -> AsyncGenerator[Session, None]:
     """Give a session whose view holds all that is retained. Raises UnreachableError without a broker."""
     async with open_archive(settings.state_dir) as archive:
         session = Session(settings, archive)

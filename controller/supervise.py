@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from typing import cast
 
 
 @contextlib.asynccontextmanager
-async def beside(*works: Coroutine[object, object, object]) -> AsyncIterator[None]:
+async def beside(*works: Coroutine[object, object, object]) -> AsyncGenerator[None, None]:
     """Run the works until the body ends. A work that fails cancels the body; the first failure is raised, ungrouped."""
     try:
         async with asyncio.TaskGroup() as group:
@@ -25,4 +26,6 @@ async def beside(*works: Coroutine[object, object, object]) -> AsyncIterator[Non
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     first = failures.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+    if isinstance(first, BaseExceptionGroup):
+        return _first(cast("BaseExceptionGroup[BaseException]", first))
+    return first

@@ -49,9 +49,17 @@ def templates(fleet: Fleet, names: Iterable[str] | None = None) -> Rows:
         if names is not None and name not in names:
             continue
         seen = fleet.events[RegisterTopic(name)].event
-        ready = sorted({t.host for t, s in fleet.replicas.items() if t.template == name and s.state is ReplicaState.READY})
+        ready = sorted(
+            {t.host for t, s in fleet.replicas.items() if t.template == name and s.state is ReplicaState.READY}
+        )
         rows.append(
-            {"kind": "template", **_shown_record(record), "generation": seen.generation, "event": seen.id, "ready": ready}
+            {
+                "kind": "template",
+                **_shown_record(record),
+                "generation": seen.generation,
+                "event": seen.id,
+                "ready": ready,
+            }
         )
         shown.add_row(
             text(name),
@@ -88,7 +96,7 @@ def replicas(fleet: Fleet, *, template: str | None = None, host: str | None = No
 
 
 def probes(fleet: Fleet, *, template: str) -> Rows:
-    """What each host found out about the sources of a template."""
+    """Show what each host found out about the sources of a template."""
     found = {t.host: s for t, s in sorted(fleet.probes.items(), key=lambda p: p[0].host) if t.template == template}
     shown = _probe_table()
     for host, status in found.items():
@@ -108,11 +116,14 @@ def probe_row(topic: ProbeTopic, status: ProbeStatus) -> Row:
 
 
 def outcome(standings: Sequence[Standing], *, title: str) -> Rows:
-    """The end of a deploy or remove that was waited for."""
+    """Show the end of a deploy or remove that was waited for."""
     rows, shown = list[Row](), table(title, "host", "state", "path", "checksum", "message")
     for one in standings:
         status = one.status if isinstance(one.status, ReplicaStatus) else None
-        rows.append(_standing_row(one) | {"path": status.path if status else None, "checksum": status.checksum if status else None})
+        rows.append(
+            _standing_row(one)
+            | {"path": status.path if status else None, "checksum": status.checksum if status else None}
+        )
         shown.add_row(
             text(one.host),
             state(one.state),
@@ -124,7 +135,7 @@ def outcome(standings: Sequence[Standing], *, title: str) -> Rows:
 
 
 def probed(standings: Sequence[Standing]) -> Rows:
-    """The end of a register that was waited for: a line a source."""
+    """Show the end of a register that was waited for: a line a source."""
     rows, shown = list[Row](), _probe_table()
     for one in standings:
         sources = one.status.sources if isinstance(one.status, ProbeStatus) else ()
@@ -137,7 +148,7 @@ def probed(standings: Sequence[Standing]) -> Rows:
 
 
 def sent(events: Iterable[Sent]) -> Rows:
-    """What was published."""
+    """Show what was published."""
     rows, shown = list[Row](), table("published", "event", "generation", "topic", "meant for")
     for one in events:
         hosts_ = sorted(one.hosts)
@@ -150,7 +161,9 @@ def sent(events: Iterable[Sent]) -> Rows:
                 "hosts": hosts_,
             }
         )
-        shown.add_row(one.event.id, str(one.event.generation or "-"), one.topic, text(", ".join(hosts_) or "nobody yet"))
+        shown.add_row(
+            one.event.id, str(one.event.generation or "-"), one.topic, text(", ".join(hosts_) or "nobody yet")
+        )
     return rows, shown
 
 
@@ -169,7 +182,7 @@ def receipt_row(receipt: Receipt) -> Row:
 
 
 def history(events: Iterable[tuple[Stored, set[str], list[Receipt]]]) -> Rows:
-    """What this controller published, who it was for, and who answered what."""
+    """Show what this controller published, who it was for, and who answered what."""
     rows, shown = list[Row](), table("events", "event", "topic", "generation", "answered", "not yet", "refused")
     for stored, audience, answers in events:
         silent = sorted(audience - {answer.host for answer in answers})
@@ -207,7 +220,11 @@ def progress(status: ReplicaStatus, figures: Progress | None) -> str:
 def why(status: ReplicaStatus | ProbeStatus) -> str:
     """Write code, message and next attempt."""
     again = getattr(status, "next_attempt", None)
-    parts = [f"{status.code.value}:" if status.code else "", status.message, f"next attempt {moment(again)}" if again else ""]
+    parts = [
+        f"{status.code.value}:" if status.code else "",
+        status.message,
+        f"next attempt {moment(again)}" if again else "",
+    ]
     return " ".join(part for part in parts if part)
 
 
@@ -259,7 +276,7 @@ def _add_probe(shown: Table, host: str, status: ProbeStatus) -> None:
         shown.add_row(
             text(host),
             state(status.verdict.value),
-            text(source.url),
+            text(redact(source.url)),
             text(source.status),
             size(source.size),
             ranges,
@@ -268,4 +285,3 @@ def _add_probe(shown: Table, host: str, status: ProbeStatus) -> None:
         )
     if not status.sources:
         shown.add_row(text(host), state(status.verdict.value), "-", "-", "-", "-", "-", text(why(status)))
-

@@ -3,7 +3,8 @@
 KvmdError
   ConfigError            a setting cannot be used
   SourceError            one source cannot give the bytes; another source may
-    (one class a code, from UrlForbiddenError to EmptySourceError)
+    (one class a code, from UrlInvalidError to EmptySourceError)
+    TransferError        no source is left
   ContentError           the bytes are there and are not what was promised
     ChecksumMismatchError, ChecksumPolicyError, FormatMismatchError, FormatAmbiguousError, ImageUnsafeError,
     ImageInvalidError, VirtualSizeError
@@ -48,17 +49,24 @@ class ConfigError(KvmdError):
 class SourceError(KvmdError):
     """One source cannot give the bytes. ``retry_after_s`` is what the server asked for, 0 where it did not.
 
-    ``is_throttle`` tells that the server works and wants fewer requests.
+    ``is_throttle`` tells that the server works and wants fewer requests; ``status`` is the HTTP status, where there was one.
     """
 
     code = FailureCode.PROTOCOL
 
     def __init__(
-        self, message: str, *, hint: str | None = None, retry_after_s: float = 0.0, is_throttle: bool = False
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        retry_after_s: float = 0.0,
+        is_throttle: bool = False,
+        status: int | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
         self.is_throttle = is_throttle
+        self.status = status
 
 
 class UrlInvalidError(SourceError):
@@ -161,6 +169,14 @@ class EmptySourceError(SourceError):
     """The file has no bytes."""
 
     code = FailureCode.EMPTY
+
+
+class TransferError(SourceError):
+    """No source is left; carries the failure that stands for all of them."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message, hint=failure.hint)
+        self.code = failure.code
 
 
 class ContentError(KvmdError):

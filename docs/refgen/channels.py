@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, create_model
 
@@ -78,13 +78,8 @@ class Channel:
 
 
 def _enveloped(name: str, kind: EventType, data: type[BaseModel]) -> type[BaseModel]:
-    return create_model(
-        name,
-        __base__=Envelope,
-        __doc__=f"A CloudEvents envelope around {data.__name__}.",
-        type=(Literal[kind], ...),
-        data=(data, ...),
-    )
+    narrowed: Any = {"type": (Literal[kind], ...), "data": (data, ...)}
+    return create_model(name, __base__=Envelope, __doc__=f"A CloudEvents envelope around {data.__name__}.", **narrowed)
 
 
 REGISTER: Models = (_enveloped("RegisterEvent", EventType.REGISTER, RegisterData), RegisterData)

@@ -4,16 +4,18 @@
 is made from the parsers' actions.
 """
 
-# ruff: noqa: SLF001 - argparse has no public way to read a parser
+# argparse has no public way to read a parser:
+# ruff: noqa: SLF001
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
 
-from controller.cli import build_parser as kvmctl_parser
 from kvmd.cli import build_parser as kvmd_parser
 
+from controller.cli import build_parser as kvmctl_parser
 from docs.refgen.markdown import NOTICE, code, table
 
 
@@ -21,15 +23,25 @@ def commands_page() -> str:
     """Give ``commands.md``."""
     sections = [*_sections("kvmd", kvmd_parser()), *_sections("kvmctl", kvmctl_parser())]
     return (
-        NOTICE
-        + "# Commands\n\nThe exit codes are those of [codes.md](codes.md#exit-codes-of-the-commands).\n\n"
-        + "\n".join(sections)
+        NOTICE + "# Commands\n\nThe exit codes are those of [codes.md](codes.md#exit-codes-of-the-commands). "
+        "Options that a command\nshares with the one above it are described there.\n\n" + "\n".join(sections)
     )
 
 
-def _sections(name: str, parser: argparse.ArgumentParser, *, level: int = 2, summary: str = "") -> Iterator[str]:
-    """Give the section of a command and those of its subcommands."""
-    actions = [one for one in parser._actions if one.help != argparse.SUPPRESS]
+def _sections(
+    name: str,
+    parser: argparse.ArgumentParser,
+    *,
+    level: int = 2,
+    summary: str = "",
+    above: frozenset[str] = frozenset(),
+) -> Iterator[str]:
+    """Give the section of a command and those of its subcommands; ``above`` is what a parent has described already."""
+    actions = [
+        one
+        for one in parser._actions
+        if one.help != argparse.SUPPRESS and not (one.option_strings and f"{one.option_strings} {one.help}" in above)
+    ]
     nested: list[argparse._SubParsersAction[argparse.ArgumentParser]] = [
         one for one in actions if isinstance(one, argparse._SubParsersAction)
     ]
@@ -42,11 +54,12 @@ def _sections(name: str, parser: argparse.ArgumentParser, *, level: int = 2, sum
         + f"    {' '.join([name, *(_usage(one, parser) for one in own), *(['COMMAND ...'] if nested else [])])}\n"
         + ("\n" + table(("argument", "meaning"), rows) if rows else "")
     )
+    known = above | {f"{one.option_strings} {one.help}" for one in own}
     for action in nested:
         helps = {one.dest: one.help or "" for one in action._choices_actions}
         for word, child in action.choices.items():
             if word in helps:  # an alias is not: it stands with its command
-                yield from _sections(f"{name} {word}", child, level=min(level + 1, 4), summary=helps[word])
+                yield from _sections(f"{name} {word}", child, level=min(level + 1, 4), summary=helps[word], above=known)
 
 
 def _spelling(action: argparse.Action) -> str:

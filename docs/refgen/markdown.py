@@ -63,7 +63,7 @@ def in_words(schema: Schema, definitions: Mapping[str, Schema]) -> str:
             return f"list of {in_words(schema['items'], definitions)}{most}"
         case "object":
             patterns: dict[str, Schema] = schema.get("patternProperties", {})
-            values: Schema = schema.get("additionalProperties") or next(iter(patterns.values()))
+            values: Any = schema.get("additionalProperties") or next(iter(patterns.values()))
             return "object" if values is True else f"mapping to {in_words(values, definitions)}"
         case "integer":
             return _number("whole number", schema)

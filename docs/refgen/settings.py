@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -45,10 +46,10 @@ def _rows(
     """Give one row a key; tables are walked into, those with names that the user chooses too."""
     for name, one in schema["properties"].items():
         here = (*key, name)
-        many = one.get("additionalProperties", {})
+        many: Any = one.get("additionalProperties")
         if "$ref" in one and "properties" in _target(one, definitions):
             yield from _rows(_target(one, definitions), definitions, key=here, variable=variable)
-        elif isinstance(many, dict) and "$ref" in many:
+        elif many and "$ref" in many:
             yield from _rows(_target(many, definitions), definitions, key=(*here, "NAME"), variable=variable)
         else:
             dotted = ".".join(here)

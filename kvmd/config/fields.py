@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from kvmwire.codes import WireError
@@ -132,13 +132,13 @@ def _protocol(text: str) -> str:
     return text
 
 
-def _network(value: Any) -> Any:
-    if not isinstance(value, str):
+def _network(value: Any) -> Network:
+    if isinstance(value, Network):
         return value
     try:
-        return ipaddress.ip_network(value)
+        return ipaddress.ip_network(value if isinstance(value, str) else "")
     except ValueError as exc:
-        raise PydanticCustomError("network", "{expected}", {"expected": _expected_network(value)}) from exc
+        raise PydanticCustomError("network", "{expected}", {"expected": _expected_network(str(value))}) from exc
 
 
 def _expected_network(text: str) -> str:
@@ -157,4 +157,4 @@ BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 Listen = Annotated[str, AfterValidator(_listen)]
 TopicPrefix = Annotated[str, AfterValidator(_prefix)]
 Protocol = Annotated[str, AfterValidator(_protocol)]
-NetworkSetting = Annotated[Network, BeforeValidator(_network)]
+NetworkSetting = Annotated[Network, PlainValidator(_network, json_schema_input_type=str)]

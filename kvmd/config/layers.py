@@ -35,10 +35,30 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not TOML: {exc}.") from exc
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a file; one that only may not be looked at counts, so that reading it says why."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def drop_ins(path: Path) -> list[Path]:
-    """Give the files ``<path>.d/*.toml`` in the order of their names, hidden ones left out."""
+    """Give the files ``<path>.d/*.toml`` in the order of their names, hidden ones left out.
+
+    Raises ValueError where the folder is there and cannot be listed.
+    """
     folder = path.with_name(path.name + ".d")
-    return sorted(file for file in folder.glob("*.toml") if not file.name.startswith("."))
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        raise ValueError(f"{folder}: cannot be listed: {exc.strerror}.") from exc
+    return [folder / name for name in names if name.endswith(".toml") and not name.startswith(".")]
 
 
 def lay_over(tree: Tree, table: Mapping[str, Any], *, origin: str) -> None:

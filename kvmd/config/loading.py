@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from kvmd.config.environment import from_environment, known_keys
 from kvmd.config.fields import UNQUOTED
-from kvmd.config.layers import Key, Tree, drop_ins, lay_over, nested, origins, plain, read_toml
+from kvmd.config.layers import Key, Tree, drop_ins, is_there, lay_over, nested, origins, plain, read_toml
 from kvmd.config.settings import DirectoryPool, Settings
 from kvmd.errors import ConfigError
 from kvmwire.source import redact
@@ -60,7 +60,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Loaded:
     Later ones win: defaults, the file, its drop-ins by name, the environment. Raises one ConfigError that names every
     file and key that cannot be used.
     """
-    tree, problems = _read(_files(path))
+    tree, problems = _read(path)
     given, more = from_environment(environ, pools=_pool_names(tree))
     for one in given:
         lay_over(tree, nested(one.key, one.value), origin=one.origin)
@@ -85,18 +85,19 @@ def describe(loaded: Loaded) -> list[Described]:
     ]
 
 
-def _files(path: Path | None) -> list[Path]:
-    file = path if path is not None else DEFAULT_FILE
-    here = [] if path is None and not file.exists() else [file]
-    return here + drop_ins(file)
-
-
-def _read(files: list[Path]) -> tuple[Tree, list[str]]:
+def _read(path: Path | None) -> tuple[Tree, list[str]]:
+    """Lay the files over each other; what cannot be read is told and left out."""
     tree: Tree = {}
     problems: list[str] = []
-    for file in files:
+    file = path if path is not None else DEFAULT_FILE
+    files = [file] if path is not None or is_there(file) else []
+    try:
+        files += drop_ins(file)
+    except ValueError as exc:
+        problems.append(str(exc))
+    for one in files:
         try:
-            lay_over(tree, read_toml(file), origin=str(file))
+            lay_over(tree, read_toml(one), origin=str(one))
         except ValueError as exc:
             problems.append(str(exc))
     return tree, problems
@@ -117,7 +118,7 @@ def _config_error(problems: list[str]) -> ConfigError:
 def _text(error: ErrorDetails, set_by: Mapping[Key, str]) -> str:
     key = tuple(str(part) for part in error["loc"] if part != "[key]")
     name = ".".join(key) or "settings"
-    place = f"{_origin(key, set_by)}: {name}"
+    place = f"{_origin(key[:-1] if error['type'] == 'missing' else key, set_by)}: {name}"
     if error["type"] == "extra_forbidden":
         return f"{place}: unknown key{_suggestion(key)}"
     expected = _TEXTS.get(error["type"]) or error["msg"].removeprefix("Value error, ").replace(

@@ -27,6 +27,7 @@ class FoundFormat(StrEnum):
     VDI = "vdi"
     QED = "qed"
     LUKS = "luks"
+    PARALLELS = "parallels"
     HTML = "html"
     GZIP = "gzip"
     XZ = "xz"
@@ -49,9 +50,8 @@ class ImageHead:
     also: tuple[FoundFormat, ...] = ()
 
 
-_NO_DISK = frozenset(
+_PACKED = frozenset(
     {
-        FoundFormat.HTML,
         FoundFormat.GZIP,
         FoundFormat.XZ,
         FoundFormat.ZSTD,
@@ -72,11 +72,13 @@ _SIGNATURES = (
     (0, b"conectix", FoundFormat.VHD),
     (0, b"QED\0", FoundFormat.QED),
     (0, b"LUKS\xba\xbe", FoundFormat.LUKS),
+    (0, b"WithoutFreeSpace", FoundFormat.PARALLELS),
+    (0, b"WithouFreSpacExt", FoundFormat.PARALLELS),
     (0, b"\x1f\x8b\x08", FoundFormat.GZIP),
     (0, b"\xfd7zXZ\0", FoundFormat.XZ),
     (0, b"\x28\xb5\x2f\xfd", FoundFormat.ZSTD),
     (0, b"PK\x03\x04", FoundFormat.ZIP),
-    (64, b"\x7f\x10\xda\xbe"[::-1], FoundFormat.VDI),
+    (64, b"\x7f\x10\xda\xbe", FoundFormat.VDI),
     (257, b"ustar", FoundFormat.TAR),
     (_ISO_OFFSET, b"CD001", FoundFormat.ISO),
 )
@@ -97,22 +99,24 @@ def inspect_head(head: bytes, *, size: int | None) -> ImageHead:
 
 def check_format(found: ImageHead, wanted: ImageFormat) -> None:
     """Raise FormatMismatchError, FormatAmbiguousError or ImageUnsafeError where the file is not what was wanted."""
-    if found.format in _NO_DISK:
+    if found.format is FoundFormat.HTML:
         raise FormatMismatchError(
-            f"expected {_expected(wanted)}, got {_NAMES.get(found.format, f'a {found.format} file')}; refused.",
-            hint=_HINTS.get(found.format, "Publish the image itself, unpacked."),
+            f"expected {_expected(wanted)}, got a web page or an XML document; refused.",
+            hint="Open the URL in a browser: it is likely a login or an error page.",
+        )
+    if found.format in _PACKED:
+        raise FormatMismatchError(
+            f"expected {_expected(wanted)}, got a compressed file or an archive ({found.format}); refused.",
+            hint="Publish the image itself, unpacked.",
         )
     if found.also:
         both = " and ".join((found.format, *found.also))
-        raise FormatAmbiguousError(f"the file is {both} at once; it was refused.")
+        raise FormatAmbiguousError(f"the file is {both} at once; refused.")
     if found.format is FoundFormat.QED:
         raise ImageUnsafeError("qed images cannot be inspected; refused.", hint="Convert the image to qcow2.")
     if not _matches(found.format, wanted):
-        raise FormatMismatchError(f"expected {_expected(wanted)}, got {found.format}; refused.")
-
-
-_NAMES = {FoundFormat.HTML: "a web page or an XML document"}
-_HINTS = {FoundFormat.HTML: "Open the URL in a browser: it is likely a login or an error page."}
+        hint = None if found.format in _USABLE else "Convert the image to qcow2 or raw, or correct the URL."
+        raise FormatMismatchError(f"expected {_expected(wanted)}, got {found.format}; refused.", hint=hint)
 
 
 def _expected(wanted: ImageFormat) -> str:

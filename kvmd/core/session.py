@@ -297,20 +297,23 @@ def step(state: State, happened: Input, terms: Terms) -> Step:
             return Admitting(), (LookUp(),)
         case ((Queued() | Waiting() | Ready() | Failed() | Cancelled() | Absent()), RemovalStarted()):
             return Removing(), (Discard(), Remove())
-        case Admitting(), LookedUp():
-            return _looked_up(state, happened, terms)
+        case Admitting() as admitting, LookedUp() as found:
+            return _looked_up(admitting, found, terms)
         case Probing(failures, restarts, is_alone), Probed(size):
             return Downloading(failures, restarts, is_alone, size), (Fetch(is_alone),)
         case Downloading(failures, restarts, is_alone), Fetched():
             return Verifying(failures, restarts, is_alone), (Seal(),)
-        case Verifying(), Sealed(stored):
-            return _sealed(state, stored, terms)
+        case Verifying() as verifying, Sealed(stored):
+            return _sealed(verifying, stored, terms)
         case Committing(_, _, image), Committed(placement):
             return Ready(placement, image, is_adopted=False), ()
         case Removing(), Removed(note):
             return Absent(note), ()
-        case _, Broken() if isinstance(state, Running):
-            return _broken(state, happened, terms)
+        case (
+            (Admitting() | Probing() | Downloading() | Verifying() | Committing() | Removing()) as running,
+            Broken() as broken,
+        ):
+            return _broken(running, broken, terms)
         case _, CancelRequested(reason) if not isinstance(state, Ready | Absent | Removing | Committing):
             return Cancelled(CancelledByUserError(_cancel_message(reason)).failure), (Discard(),)
         case _:

@@ -57,8 +57,11 @@ def check_status(answer: Answer, *, now: datetime) -> None:
             f"source {answer.url}: HTTP {status}; it is asked again later.",
             retry_after_s=retry_after_s(answer.headers.get("Retry-After"), now=now),
             is_throttle=status in _THROTTLES,
+            status=status,
         )
-    raise SourceStatusError(f"source {answer.url}: expected HTTP 200 or 206, got {status}; not asked again.")
+    raise SourceStatusError(
+        f"source {answer.url}: expected HTTP 200 or 206, got {status}; not asked again.", status=status
+    )
 
 
 def check_encoding(answer: Answer) -> None:

@@ -15,7 +15,7 @@ from kvmwire import __version__
 from kvmwire.source import Origin
 
 _USER_AGENT = f"kvmd/{__version__}"
-READ_BUFFER = 512 * 1024
+READ_BUFFER = 256 * 1024
 """Bytes that aiohttp holds of one stream before it stops reading the socket (it allows twice as much)."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from urllib.parse import urljoin
@@ -119,7 +119,7 @@ class HttpSource:
         return bytes(head[:wanted])
 
     @asynccontextmanager
-    async def read(self, wanted: ByteRange | None, entity: Entity) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def read(self, wanted: ByteRange | None, entity: Entity) -> AsyncGenerator[AsyncIterator[bytes]]:
         """Open one stream; see the port."""
         headers: dict[str, str] = {}
         if wanted is not None:
@@ -136,7 +136,7 @@ class HttpSource:
             yield _exactly(_stream(response, self._url, self._first.settings.stall_timeout_s), length, self._url)
 
     @asynccontextmanager
-    async def _answered(self, headers: Mapping[str, str]) -> AsyncIterator[tuple[aiohttp.ClientResponse, Answer]]:
+    async def _answered(self, headers: Mapping[str, str]) -> AsyncGenerator[tuple[aiohttp.ClientResponse, Answer]]:
         """Give the final answer after redirects, with a good status."""
         response, answer = await self._follow(headers)
         try:
@@ -241,7 +241,7 @@ async def _exactly(chunks: AsyncIterator[bytes], length: int | None, url: Source
 
 
 @contextmanager
-def _translated(url: SourceUrl) -> Iterator[None]:
+def _translated(url: SourceUrl) -> Generator[None]:
     """Turn what aiohttp, ssl and the socket raise into our errors."""
     try:
         yield

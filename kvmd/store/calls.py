@@ -5,10 +5,18 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
-from kvmd.errors import InUseError, KvmdError, NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError
+from kvmd.errors import (
+    InternalError,
+    InUseError,
+    KvmdError,
+    NoSpaceError,
+    PoolMissingError,
+    PoolReadonlyError,
+    StoreIoError,
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _RENAME_NOREPLACE = 1
@@ -46,7 +54,7 @@ def _call(name: str, *arguments: object) -> bool:
 
 
 @contextmanager
-def translated(what: str) -> Iterator[None]:
+def translated(what: str) -> Generator[None]:
     """Turn OSError into a StoreError that says what was being done, and to what."""
     try:
         yield
@@ -62,6 +70,8 @@ def _error(exc: OSError) -> type[KvmdError]:
             return PoolReadonlyError
         case errno.ENOENT | errno.ENOTDIR | errno.ELOOP | errno.ENODEV | errno.ESTALE:
             return PoolMissingError
+        case errno.EMFILE | errno.ENFILE:
+            return InternalError
         case errno.EWOULDBLOCK | errno.EBUSY:
             return InUseError
         case _:

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -75,7 +75,7 @@ class DirectoryStore:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
     @contextmanager
-    def _folder(self) -> Iterator[int]:
+    def _folder(self) -> Generator[int]:
         fd = os.open(self._path, _OPEN_FOLDER)
         try:
             yield fd

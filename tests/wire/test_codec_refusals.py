@@ -117,7 +117,7 @@ def test_a_payload_of_exactly_the_cap_is_read() -> None:
 
 BAD_REGISTERS: list[tuple[dict[str, Any], FailureCode, str]] = [
     ({}, FailureCode.EVENT_SCHEMA, "expected `url` or `sources`"),
-    ({"url": URL, "chekcsum": DIGEST}, FailureCode.EVENT_SCHEMA, "chekcsum: unknown field"),
+    ({"url": URL, "check_sum": DIGEST}, FailureCode.EVENT_SCHEMA, "check_sum: unknown field"),
     ({"url": URL, "a\u00e4\n": 1}, FailureCode.EVENT_SCHEMA, "unknown field"),
     ({"url": URL, "template": "deb13"}, FailureCode.EVENT_SCHEMA, "template: the topic says deb12, the data deb13"),
     ({"url": URL, "template": None}, FailureCode.EVENT_SCHEMA, "template: the topic says deb12"),

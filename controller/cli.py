@@ -1,0 +1,73 @@
+"""kvmctl's command line: reads it, runs the command, and gives every end its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from controller import log
+from controller.commands import command, deploy, events, lab, register, serve, show, watch
+from controller.commands.invocation import Invocation, add_common
+from controller.config import load
+from controller.errors import ControlError
+from controller.output import Output
+from kvmwire import __version__
+from kvmwire.codes import Exit, FailureCode
+
+_MODULES = (register, deploy, command, show, watch, events, serve, lab)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands; the reference is generated from it."""
+    parser = argparse.ArgumentParser(
+        prog="kvmctl",
+        description="Put virtual-machine images into the storage of KVM hosts, and see how they get on.",
+        epilog="Exit: 0 done, 1 failed, 2 usage, 3 verification failed, 4 not reachable, 5 refused by policy, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"kvmctl {__version__}")
+    add_common(parser)
+    parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in _MODULES:
+        module.add(parsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run kvmctl; the exit code is kvmwire's ``Exit``."""
+    arguments = build_parser().parse_args(argv)
+    is_verbose = getattr(arguments, "verbose", False)
+    output = Output(is_json=getattr(arguments, "json", False))
+    log.configure(level="debug" if is_verbose else "warning", is_json=False)
+    try:
+        return asyncio.run(_run(arguments, output))
+    except ControlError as exc:
+        output.fail(exc)
+        return exc.exit
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `kvmctl ... | head`: Python flushes at its end
+        return Exit.DONE
+    except Exception as exc:
+        if is_verbose:
+            raise
+        output.fail(
+            ControlError(
+                f"{type(exc).__name__}: {exc}.",
+                hint="This is a defect of kvmctl. Run it again with --verbose and report what it says.",
+                code=FailureCode.INTERNAL,
+            )
+        )
+        return Exit.FAILED
+
+
+async def _run(arguments: argparse.Namespace, output: Output) -> int:
+    config: str | None = getattr(arguments, "config", None)
+    url: str | None = getattr(arguments, "mqtt", None)
+    settings = load(Path(config) if config else None, os.environ, url=url)
+    code: Exit = await arguments.run(Invocation(arguments, settings, output))
+    return code

@@ -1,0 +1,1 @@
+"""The commands of kvmctl, a module a subject: each adds its parsers and runs what they were given."""

@@ -1,0 +1,82 @@
+"""``kvmctl cancel`` and ``kvmctl recheck``: commands that hosts answer, and that are not retained."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from controller import filters, views
+from controller.commands.invocation import Invocation, Parsers, add_hosts, add_parser, duration_s, name, no_host
+from controller.outcome import receipt_exit
+from controller.publish import Sent, commands, now_utc, publish
+from controller.session import Session, open_session
+from kvmwire.codes import Exit
+from kvmwire.events import CommandData
+from kvmwire.status import Receipt
+from kvmwire.topics import Verb
+
+_DEFAULT_WAIT_S = 10.0
+
+
+def add(parsers: Parsers) -> None:
+    """Add the two parsers."""
+    for verb, run, summary in (
+        (Verb.CANCEL, cancel, "stop what hosts do for a template"),
+        (Verb.RECHECK, recheck, "let hosts check sources again, and try again what waits or failed"),
+    ):
+        parser = add_parser(parsers, verb.value, run, summary)
+        parser.add_argument("name", type=name, metavar="NAME", help="the template's name")
+        add_hosts(parser, help_text="only this host; may be repeated")
+        parser.add_argument("--pool", type=name, help="only in this pool")
+        parser.add_argument("--reason", default="", help="for the hosts' logs")
+        parser.add_argument(
+            "--timeout", type=duration_s, default=_DEFAULT_WAIT_S, metavar="TIME", help="wait so long for answers; 10s"
+        )
+
+
+async def cancel(invocation: Invocation) -> Exit:
+    """Publish ``cancel``."""
+    return await _command(invocation, Verb.CANCEL)
+
+
+async def recheck(invocation: Invocation) -> Exit:
+    """Publish ``recheck``."""
+    return await _command(invocation, Verb.RECHECK)
+
+
+async def _command(invocation: Invocation, verb: Verb) -> Exit:
+    args, output = invocation.arguments, invocation.output
+    topics = invocation.settings.mqtt.topics
+    async with open_session(invocation.settings, filters.hosts(topics) + filters.receipts(topics)) as session:
+        data = CommandData(template=args.name, pool=args.pool, reason=args.reason)
+        sent = await publish(session, commands(verb, data, hosts=dict.fromkeys(args.host), now=now_utc()))
+        hosts = set[str]().union(*(one.hosts for one in sent))
+        if not hosts:
+            raise no_host()
+        offline = sorted(host for host in hosts if not session.fleet.is_online(host))
+        if offline:
+            output.say(f"not listening now: {', '.join(offline)}; `kvmctl serve` sends it for an hour when they come")
+        answers = await _answers(session, sent, args.timeout)
+        output.show(*views.receipts(answers.values()))
+        silent = sorted(hosts - answers.keys() - set(offline))
+        if silent:
+            output.say(f"no answer yet from: {', '.join(silent)}")
+        return receipt_exit(hosts - set(offline) or hosts, answers)
+
+
+async def _answers(session: Session, sent: Sequence[Sent], timeout_s: float) -> dict[str, Receipt]:
+    """Wait until every host that listens has answered, or the time is up."""
+
+    def found() -> dict[str, Receipt]:
+        return {host: receipt for one in sent for host, receipt in session.receipts.get(one.event.id, {}).items()}
+
+    def is_complete() -> bool:
+        asked = (host for one in sent for host in one.hosts)
+        return all(host in found() for host in asked if session.fleet.is_online(host))
+
+    try:
+        async with asyncio.timeout(timeout_s):
+            await session.until(is_complete)
+    except TimeoutError:
+        return found()
+    return found()

@@ -1,0 +1,71 @@
+"""``kvmctl lab``."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+from controller.commands.invocation import Invocation, Parsers, add_parser
+from controller.lab.brokers import BROKERS
+from controller.lab.cluster import Lab
+from controller.output import Output
+from kvmwire.codes import Exit
+
+_MAX_HOSTS = 64
+
+
+def add(parsers: Parsers) -> None:
+    """Add the parser."""
+    parser = add_parser(parsers, "lab", lab, "a whole cluster on this machine: broker, controller and hosts")
+    parser.add_argument(
+        "--hosts", type=int, default=3, choices=range(1, _MAX_HOSTS + 1), metavar="N", help="so many hosts; 3"
+    )
+    parser.add_argument("--dir", type=Path, help="where everything is put; a temporary folder")
+    parser.add_argument("--broker", choices=("auto", *BROKERS), default="auto", help="auto: nats, else mosquitto")
+    parser.add_argument("--keep", action="store_true", help="leave the temporary folder behind")
+
+
+async def lab(invocation: Invocation) -> Exit:
+    """Run the cluster until Ctrl-C or SIGTERM; a part that dies ends it."""
+    args = invocation.arguments
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if args.dir is not None:
+        await _run(invocation.output, args.dir, stop=stop, hosts=args.hosts, broker=args.broker)
+        return Exit.DONE
+    folder = Path(tempfile.mkdtemp(prefix="kvmd-lab-"))
+    try:
+        await _run(invocation.output, folder, stop=stop, hosts=args.hosts, broker=args.broker)
+    finally:
+        if not args.keep:
+            shutil.rmtree(folder)
+    return Exit.DONE
+
+
+async def _run(output: Output, folder: Path, *, stop: asyncio.Event, hosts: int, broker: str) -> None:
+    async with Lab(folder, hosts=hosts, broker=broker) as cluster:
+        if output.is_json:
+            output.rows([{"kind": "lab", "broker": cluster.url, "config": str(cluster.config), "dir": str(folder)}])
+        else:
+            output.say(how_to_talk(cluster))
+        await cluster.until(stop)
+
+
+def how_to_talk(lab: Lab) -> str:
+    """Tell a person what to type into another terminal."""
+    return f"""
+The lab runs: broker {lab.url}, kvmctl serve, and {", ".join(lab.hosts)}. Everything is in {lab.folder}
+
+In another terminal:
+  export KVMCTL_CONFIG={lab.config}
+  kvmctl hosts
+  kvmctl register deb12 https://.../debian-12.qcow2 --checksum '{{SHA-512}}...' --wait
+  kvmctl deploy deb12 --all --wait
+  kvmctl watch
+
+Ctrl-C ends it."""

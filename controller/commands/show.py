@@ -1,0 +1,88 @@
+"""``kvmctl templates | hosts | replicas | status | explain``: one look at what is retained."""
+
+from __future__ import annotations
+
+from controller import filters, views
+from controller.commands.invocation import Invocation, Parsers, add_parser, name
+from controller.errors import ControlError
+from controller.explain import explain as tell
+from controller.explain import receipts_of
+from controller.fleet import Fleet
+from controller.output import table
+from controller.session import open_session
+from kvmwire.codes import Exit, FailureCode
+
+
+def add(parsers: Parsers) -> None:
+    """Add the five parsers."""
+    add_parser(parsers, "templates", templates, "what is registered")
+    add_parser(parsers, "hosts", hosts, "who is there")
+    parser = add_parser(parsers, "replicas", replicas, "what is where")
+    parser.add_argument("name", type=name, nargs="?", metavar="NAME", help="only of this template")
+    parser.add_argument("--host", type=name, help="only on this host")
+    parser = add_parser(parsers, "status", status, "all about one template")
+    parser.add_argument("name", type=name, metavar="NAME", help="the template's name")
+    parser = add_parser(parsers, "explain", explain, "why a template is, or is not, ready on a host")
+    parser.add_argument("name", type=name, metavar="NAME", help="the template's name")
+    parser.add_argument("host", type=name, metavar="HOST", help="the host's name")
+
+
+async def templates(invocation: Invocation) -> Exit:
+    """List templates."""
+    invocation.output.show(*views.templates(await _look(invocation)))
+    return Exit.DONE
+
+
+async def hosts(invocation: Invocation) -> Exit:
+    """List hosts."""
+    invocation.output.show(*views.hosts(await _look(invocation)))
+    return Exit.DONE
+
+
+async def replicas(invocation: Invocation) -> Exit:
+    """List replicas."""
+    args = invocation.arguments
+    invocation.output.show(*views.replicas(await _look(invocation), template=args.name, host=args.host))
+    return Exit.DONE
+
+
+async def status(invocation: Invocation) -> Exit:
+    """Show one template: its record, what hosts found at its sources, its replicas."""
+    template: str = invocation.arguments.name
+    fleet = await _look(invocation)
+    parts = (
+        views.templates(fleet, [template]),
+        views.probes(fleet, template=template),
+        views.replicas(fleet, template=template),
+    )
+    if not any(rows for rows, _ in parts):
+        raise ControlError(
+            f"template {template}: nothing is retained about it at the broker.",
+            hint="See what is registered with: kvmctl templates",
+            code=FailureCode.TEMPLATE_UNKNOWN,
+        )
+    for rows, shown in parts:
+        if rows:
+            invocation.output.show(rows, shown)
+    return Exit.DONE
+
+
+async def explain(invocation: Invocation) -> Exit:
+    """Tell in sentences why a replica is where it is."""
+    args = invocation.arguments
+    topics = invocation.settings.mqtt.topics
+    async with open_session(invocation.settings, filters.everything(topics)) as session:
+        ids = [d.event.id for d in session.fleet.deployments(args.name)]
+        answers = await session.archive.call(lambda registry: {one: registry.receipts(one) for one in ids})
+        sentences = tell(session.fleet, args.name, args.host, receipts_of(args.host, answers))
+    shown = table(f"{args.name} on {args.host}", "about", "")
+    for sentence in sentences:
+        shown.add_row(sentence.about, sentence.text)
+    invocation.output.show([{"kind": "sentence", "about": s.about, "text": s.text} for s in sentences], shown)
+    return Exit.DONE
+
+
+async def _look(invocation: Invocation) -> Fleet:
+    topics = invocation.settings.mqtt.topics
+    async with open_session(invocation.settings, filters.everything(topics)) as session:
+        return session.fleet

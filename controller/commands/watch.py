@@ -1,0 +1,116 @@
+"""``kvmctl watch``: the fleet as it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from rich.console import Group
+from rich.live import Live
+
+from controller import filters, views
+from controller.commands.invocation import Invocation, Parsers, add_parser, name
+from controller.fleet import Change, EventChange, Fleet, StatusChange
+from controller.output import Output
+from controller.session import Session, open_session
+from kvmwire.codes import Exit
+from kvmwire.status import HostStatus, ProbeStatus, Progress, Receipt, ReplicaStatus
+from kvmwire.topics import DeployTopic, HostTopic, ProbeTopic, ProgressTopic, RegisterTopic, ReplicaTopic
+
+_REFRESH_S = 0.25
+
+
+def add(parsers: Parsers) -> None:
+    """Add the parser."""
+    parser = add_parser(parsers, "watch", watch, "a live table until Ctrl-C; with --json a line a change")
+    parser.add_argument("name", type=name, nargs="?", metavar="NAME", help="only this template")
+
+
+async def watch(invocation: Invocation) -> Exit:
+    """Show changes until interrupted."""
+    template: str | None = invocation.arguments.name
+    topics = invocation.settings.mqtt.topics
+    wanted = filters.everything(topics) + filters.progress(topics)
+    async with open_session(invocation.settings, wanted) as session:
+        if invocation.output.is_json:
+            await follow(session, invocation.output, template=template)
+        else:
+            await _live(session, invocation.output, template)
+    return Exit.DONE
+
+
+async def follow(session: Session, output: Output, *, template: str | None) -> None:
+    """Print a line a change, for ever."""
+    queue: asyncio.Queue[views.Row] = asyncio.Queue(maxsize=10_000)
+
+    def take(change: Change) -> None:
+        row = change_row(session.fleet, change, template)
+        if row is not None:
+            with contextlib.suppress(asyncio.QueueFull):  # whoever reads slower than the fleet speaks misses some
+                queue.put_nowait(row)
+
+    session.listeners.append(take)
+    while True:
+        output.rows([await queue.get()])
+
+
+async def _live(session: Session, output: Output, template: str | None) -> None:
+    """Redraw the table a few times a second, where something changed."""
+    has_changed = asyncio.Event()
+    session.listeners.append(lambda _change: has_changed.set())
+    with Live(_screen(session.fleet, template), console=output.console, auto_refresh=False) as live:
+        live.refresh()
+        while True:
+            await has_changed.wait()
+            has_changed.clear()
+            live.update(_screen(session.fleet, template), refresh=True)
+            await asyncio.sleep(_REFRESH_S)
+
+
+def _screen(fleet: Fleet, template: str | None) -> Group:
+    _, hosts = views.hosts(fleet)
+    _, replicas = views.replicas(fleet, template=template)
+    return Group(hosts, "", replicas)
+
+
+def change_row(fleet: Fleet, change: Change, template: str | None) -> views.Row | None:
+    """Give a change as a row; None for one about another template."""
+    match change:
+        case EventChange(topic=RegisterTopic(about)) | StatusChange(topic=ProbeTopic(template=about)) if about != (
+            template or about
+        ):
+            return None
+        case StatusChange(topic=ReplicaTopic(template=about)) | StatusChange(topic=ProgressTopic(template=about)) if (
+            about != (template or about)
+        ):
+            return None
+        case EventChange(topic=topic, seen=seen):
+            kind = "deploy" if isinstance(topic, DeployTopic) else "register"
+            event = seen.event if seen else None
+            data = event.data.model_dump(mode="json", include={"template", "ensure", "pool"}) if event else {}
+            if isinstance(data.get("template"), dict):
+                data["template"] = data["template"]["template"]
+            if template not in {None, data.get("template")}:
+                return None
+            generation = event.generation if event else None
+            return {"kind": kind, "topic": fleet.topics.build(topic), "generation": generation, **data}
+        case StatusChange(topic=topic, value=None):
+            return {"kind": "cleared", "topic": fleet.topics.build(topic)}
+        case StatusChange(topic=HostTopic(), value=HostStatus() as status):
+            return {"kind": "host", **status.model_dump(mode="json")}
+        case StatusChange(topic=ReplicaTopic() as topic, value=ReplicaStatus() as status):
+            return views.replica_row(topic, status, online=fleet.is_online(topic.host), figures=status.progress)
+        case StatusChange(topic=ProbeTopic() as topic, value=ProbeStatus() as status):
+            return views.probe_row(topic, status)
+        case StatusChange(topic=ProgressTopic(host, pool, about), value=Progress() as figures):
+            return {
+                "kind": "progress",
+                "host": host,
+                "pool": pool,
+                "template": about,
+                **figures.model_dump(mode="json"),
+            }
+        case StatusChange(value=Receipt() as receipt):
+            return views.receipt_row(receipt)
+        case _:
+            return None

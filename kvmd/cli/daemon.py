@@ -1,0 +1,17 @@
+"""``kvmd run``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+
+from kvmd import app, log
+from kvmd.config import load
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the daemon until SIGTERM."""
+    settings = load(arguments.config, os.environ).settings
+    log.configure(settings.log)
+    return asyncio.run(app.run(settings, os.environ))

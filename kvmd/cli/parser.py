@@ -1,0 +1,140 @@
+"""The arguments of ``kvmd``; the reference is generated from here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from kvmwire import __version__
+from kvmwire.codes import WireError
+from kvmwire.digest import Digest
+from kvmwire.events import ImageFormat
+from kvmwire.headers import check_header_name, check_header_value
+from kvmwire.source import SourceUrl
+
+Run = Callable[[argparse.Namespace], int]
+
+
+class Commands(Protocol):
+    """What ``add_subparsers`` gives, for which argparse has no public name."""
+
+    def add_parser(self, name: str, *, help: str, description: str) -> argparse.ArgumentParser:  # noqa: A002 - its name there
+        """Add one command."""
+        ...
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; the chosen command's function stands in ``run``."""
+    from kvmd.cli import config, daemon, fetch, inspect, probe  # noqa: PLC0415 - they use the types of this module
+
+    parser = argparse.ArgumentParser(
+        prog="kvmd", description="Virtual-machine images from their origin straight into primary storage."
+    )
+    parser.add_argument("--version", action="version", version=f"kvmd {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run(commands, daemon.run)
+    _add_fetch(commands, fetch.run)
+    _add_probe(commands, probe.run)
+    _add_inspect(commands, inspect.run)
+    _add_config(commands, config.run)
+    return parser
+
+
+def _add(commands: Commands, name: str, *, text: str, run: Run) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_run(commands: Commands, run: Run) -> None:
+    parser = _add(commands, "run", text="run the daemon of this host", run=run)
+    _add_config_file(parser)
+
+
+def _add_fetch(commands: Commands, run: Run) -> None:
+    parser = _add(commands, "fetch", text="download one image with the daemon's engine, without a broker", run=run)
+    parser.add_argument(
+        "urls", metavar="URL", nargs="+", type=_url, help="source of the image; all of them are mirrors"
+    )
+    parser.add_argument("destination", metavar="DEST", help="file to write, or a folder to write it into")
+    parser.add_argument(
+        "--checksum", metavar="{ALG}HEX", type=_digest, help="promised digest, such as {SHA-256}9f86..."
+    )
+    parser.add_argument(
+        "--format",
+        metavar="F",
+        type=ImageFormat,
+        choices=list(ImageFormat),
+        default=ImageFormat.AUTO,
+        help="auto, qcow2, raw, iso, vmdk or vhdx (default: auto)",
+    )
+    _add_request(parser)
+
+
+def _add_probe(commands: Commands, run: Run) -> None:
+    parser = _add(commands, "probe", text="show what a host would see at each URL", run=run)
+    parser.add_argument("urls", metavar="URL", nargs="+", type=_url, help="source to look at")
+    _add_request(parser)
+
+
+def _add_inspect(commands: Commands, run: Run) -> None:
+    parser = _add(commands, "inspect", text="show an image's format and sizes, and why it would be refused", run=run)
+    parser.add_argument("file", metavar="FILE", type=Path, help="image to look at")
+    _add_json(parser)
+
+
+def _add_config(commands: Commands, run: Run) -> None:
+    parser = _add(commands, "config", text="show the effective settings and where each came from", run=run)
+    parser.add_argument("--check", action="store_true", help="also look at the files and folders that they name")
+    _add_config_file(parser)
+    _add_json(parser)
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--header",
+        metavar="'N: V'",
+        action="append",
+        default=[],
+        type=_header,
+        help="HTTP header to send, to the URLs' own origins only; may be repeated",
+    )
+    parser.add_argument("--ca", metavar="FILE", default="", help="CA certificates to trust for these URLs")
+    parser.add_argument("--cert", metavar="FILE", default="", help="client certificate for these URLs")
+    parser.add_argument("--key", metavar="FILE", default="", help="private key of the client certificate")
+    _add_config_file(parser)
+    _add_json(parser)
+
+
+def _add_config_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", type=Path, help="settings file (default: /etc/kvmd/kvmd.toml)")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
+
+
+def _url(text: str) -> SourceUrl:
+    try:
+        return SourceUrl.parse(text)
+    except WireError as exc:
+        raise argparse.ArgumentTypeError(f"{exc.code}: {exc.message}") from exc
+
+
+def _digest(text: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except WireError as exc:
+        raise argparse.ArgumentTypeError(f"{exc.code}: {exc.message} {exc.hint}") from exc
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError("expected 'Name: value'")
+    try:
+        return check_header_name(name.strip()), check_header_value(value.strip())
+    except WireError as exc:
+        raise argparse.ArgumentTypeError(f"{exc.code}: {exc.message}") from exc

@@ -1,0 +1,49 @@
+"""``kvmd probe``: one table row a source."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+
+from rich.console import Console
+from rich.table import Table
+
+from kvmd import app
+from kvmd.cli.output import human_size, tls_files
+from kvmd.config import load
+from kvmd.engine.report import overall, source_probe
+from kvmwire.codes import CODES, Exit
+from kvmwire.status import SourceProbe, Verdict
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Probe every URL; the exit code is that of the overall verdict."""
+    settings = load(arguments.config, os.environ).settings
+    findings = asyncio.run(
+        app.probe(arguments.urls, settings, headers=dict(arguments.header), tls=tls_files(arguments))
+    )
+    probes = [source_probe(finding) for finding in findings]
+    verdict, failure = overall(probes)
+    if arguments.json:
+        for probe in probes:
+            print(probe.model_dump_json(exclude_none=True))
+    else:
+        _show(probes)
+    return Exit.DONE if verdict is not Verdict.BAD or failure is None else CODES[failure.code].exit
+
+
+def _show(probes: list[SourceProbe]) -> None:
+    table = Table("source", "status", "size", "ranges", "format", "virtual size", "seconds", "verdict")
+    for probe in probes:
+        table.add_row(
+            probe.url + (f"\n-> {probe.redirect}" if probe.redirect else ""),
+            " ".join(str(part) for part in (probe.status, probe.tls) if part is not None) or "-",
+            human_size(probe.size),
+            {True: "yes", False: "no", None: "-"}[probe.ranges],
+            probe.format or "-",
+            human_size(probe.virtual_size),
+            f"{probe.seconds:.2f}",
+            "good" if probe.code is None else f"{probe.code}: {probe.message}\n{probe.hint}",
+        )
+    Console().print(table)

@@ -1,0 +1,1 @@
+"""Runs sessions: performs the effects of the pure core at the edges, and feeds back what happened."""

@@ -1,0 +1,62 @@
+"""What a session is about, and the limits it keeps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kvmd.core.placement import Placement
+from kvmd.core.session import Terms
+from kvmwire.digest import Algorithm, Digest
+from kvmwire.source import SourceUrl
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one session; rates are bytes a second, 0: none."""
+
+    connections: int = 8
+    connections_per_source: int = 4
+    stall_timeout_s: float = 30.0
+    max_size: int = 0
+    max_virtual_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One replica to make. ``size`` is the promised one in bytes; ``failures`` attempts went wrong before.
+
+    ``known`` is the file that was ready before, kept only where it need not be read again; ``recorded`` the digest that it had.
+    """
+
+    session: str
+    terms: Terms
+    urls: Sequence[SourceUrl]
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    size: int | None = None
+    rate_limit: int = 0
+    failures: int = 0
+    known: Placement | None = None
+    recorded: Digest | None = None
+    is_ours: bool = False
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The digest to take; a volume without a promised one gets SHA-256, to be recognised by later."""
+        return self.terms.expected.algorithm if self.terms.expected else Algorithm.SHA_256
+
+    @property
+    def content(self) -> str:
+        """What the volume is to hold: see ``content_name``."""
+        return content_name(self.terms.expected, self.urls)
+
+    @property
+    def key(self) -> str:
+        """Tells apart partial volumes of the same name; fresh URLs of the same content go on with the old bytes."""
+        return hashlib.sha256(self.content.encode()).hexdigest()[:16]
+
+
+def content_name(expected: Digest | None, urls: Sequence[SourceUrl]) -> str:
+    """Name the content: the promised digest, or the sources where there is none."""
+    return str(expected) if expected else " ".join(url.raw for url in urls)

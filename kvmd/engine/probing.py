@@ -1,0 +1,99 @@
+"""Asks sources what they have, all at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvmd.core.image import ImageHead, check_format, inspect_head
+from kvmd.core.session import check_virtual_size
+from kvmd.errors import ContentError, InternalError, KvmdError, SourceError, TooLargeError
+from kvmd.log import get_logger
+from kvmd.ports import Clock, Head, Source
+from kvmwire.events import ImageFormat
+from kvmwire.source import SourceUrl
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one source answered: a head that can be used, or why it cannot be. ``seconds`` is how long that took."""
+
+    url: SourceUrl
+    seconds: float
+    head: Head | None = None
+    image: ImageHead | None = None
+    error: KvmdError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a head must be to be used. Sizes are bytes, 0 and None: no limit."""
+
+    format: ImageFormat = ImageFormat.AUTO
+    size: int | None = None
+    max_size: int = 0
+    max_virtual_size: int = 0
+
+
+async def probe_one(source: Source, wish: Wish, clock: Clock) -> Finding:
+    """Probe one source. Errors are part of the answer."""
+    started = clock.monotonic()
+    head: Head | None = None
+    image: ImageHead | None = None
+    error: KvmdError | None = None
+    try:
+        head = await source.probe()
+        image = judge_head(source.url, head, wish)
+    except (SourceError, ContentError) as exc:
+        error = exc
+    except Exception as exc:  # noqa: BLE001 - one source must not take the others with it
+        log.unexpected("probe failed unexpectedly", exc, source=source.url)
+        error = InternalError(f"source {source.url}: {type(exc).__name__} while probing.")
+    return Finding(source.url, clock.monotonic() - started, head, image, error)
+
+
+async def probe_all(sources: Sequence[Source], wish: Wish, clock: Clock) -> list[Finding]:
+    """Probe every source at once and wait for all."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(probe_one(source, wish, clock)) for source in sources]
+    return [task.result() for task in tasks]
+
+
+async def probe_until_usable(
+    sources: Sequence[Source], wish: Wish, clock: Clock, *, grace_s: float
+) -> list[Finding | None]:
+    """Probe every source at once; from the first usable answer on, wait only so long for the others (None: no answer yet)."""
+    tasks: list[asyncio.Task[Finding]] = []
+    deadline: float | None = None
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(probe_one(source, wish, clock)) for source in sources]
+        pending = set(tasks)
+        while pending:
+            timeout = None if deadline is None else max(0.0, deadline - clock.monotonic())
+            done, pending = await asyncio.wait(pending, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                break
+            if deadline is None and any(task.result().error is None for task in done):
+                deadline = clock.monotonic() + grace_s
+        for task in pending:
+            task.cancel()
+    return [None if task.cancelled() else task.result() for task in tasks]
+
+
+def judge_head(url: SourceUrl, head: Head, wish: Wish) -> ImageHead:
+    """Decide from the first bytes whether the source can be used. Raises SourceError or ContentError."""
+    size = head.entity.size
+    if wish.max_size and size is not None and size > wish.max_size:
+        raise TooLargeError(f"source {url}: it has {size} bytes, policy.max_size allows {wish.max_size}; refused.")
+    if wish.size is not None and size is not None and size != wish.size:
+        raise TooLargeError(
+            f"source {url}: the event promises {wish.size} bytes, the source has {size}; refused.",
+            hint="Correct the event's size, or the URL.",
+        )
+    image = inspect_head(head.head, size=size)
+    check_format(image, wish.format)
+    check_virtual_size(image, wish.max_virtual_size)
+    return image

@@ -1,0 +1,343 @@
+"""Fetches the missing bytes of one volume from all its mirrors at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TypeGuard
+
+from kvmd.core.checkpoint import Checkpoint
+from kvmd.core.entity import Entity
+from kvmd.core.gauge import Gauge, describe
+from kvmd.core.mirrors import Mirror, is_exhausted, next_start, pick, serves_same, verdict
+from kvmd.core.plan import MIB, Plan, Segment, segment_length
+from kvmd.core.ranges import ByteRange, RangeSet
+from kvmd.engine.job import Limits
+from kvmd.engine.probing import Wish, judge_head
+from kvmd.engine.shaping import Shaper
+from kvmd.errors import (
+    ContentError,
+    EntityChangedError,
+    KvmdError,
+    SourceError,
+    SourceExpiredError,
+    SourceStalledError,
+    SourceStatusError,
+    TooLargeError,
+    TransferError,
+)
+from kvmd.log import get_logger
+from kvmd.ports import Clock, Source, Volume
+from kvmwire.status import Progress
+
+log = get_logger(__name__)
+
+BLOCK = 1 * MIB
+"""Bytes gathered before they are written: fewer, larger writes cost less (docs/decisions)."""
+WINDOW = 32 * MIB
+WINDOW_S = 2.0
+"""A checkpoint is made after so many bytes, or so long after the last: what a crash costs at most."""
+LOW_SPEED_BPS = 256
+"""Slower than this over the stall timeout is as good as dead; eight streams share the thinnest link that is worth it."""
+_FINAL_SAVE_S = 5.0
+_PROGRESS_S = 1.0
+
+
+@dataclass(slots=True)
+class _Stream:
+    """The watch over one stream: only time spent waiting for the source counts, not for the disk or a rate limit."""
+
+    waited_s: float = 0.0
+    received: int = 0
+
+    def heard(self, length: int, waited_s: float, *, stall_timeout_s: float, source: Source) -> None:
+        self.waited_s += waited_s
+        self.received += length
+        if self.waited_s < stall_timeout_s:
+            return
+        if self.received < LOW_SPEED_BPS * self.waited_s:
+            raise SourceStalledError(
+                f"source {source.url}: {self.received} bytes in {self.waited_s:.0f} s of waiting, less than {LOW_SPEED_BPS} a "
+                "second; the connection was cut."
+            )
+        self.waited_s, self.received = 0.0, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is fetched, and into what; ``has_checksum`` tells that a digest will prove the whole."""
+
+    entity: Entity
+    volume: Volume
+    wish: Wish
+    has_checksum: bool
+
+
+class Transfer:
+    """One download into one volume. Mirrors that fail are paused or banned; it fails when none is left.
+
+    Without ranges use ``run_whole``: one stream from the first byte on, which a break puts back to the start.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        mirrors: Sequence[Mirror],
+        target: Target,
+        *,
+        limits: Limits,
+        shapers: Sequence[Shaper],
+        clock: Clock,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self._sources = sources
+        self._mirrors = list(mirrors)
+        self._target = target
+        self._limits = limits
+        self._shapers = shapers
+        self._clock = clock
+        self._on_progress = on_progress
+        checkpoint = target.volume.checkpoint
+        self._plan = Plan(target.entity.size or 0, checkpoint.stored if checkpoint else RangeSet())
+        self._start = self._plan.stored.length
+        self._saved = self._start
+        self._received = 0
+        self._changed = asyncio.Event()
+        self._gauges = [Gauge(clock.monotonic()) for _ in self._mirrors]
+
+    @property
+    def has_progressed(self) -> bool:
+        """Whether this attempt gained a byte."""
+        return self._received > 0
+
+    async def run(self) -> int:
+        """Fetch by ranges until every byte is stored, and give the size. Raises TransferError or StoreError."""
+        try:
+            await self._with_helpers(self._work_all())
+        finally:
+            await self._save_finally()
+        if not self._plan.is_done:
+            raise TransferError(verdict(self._mirrors))
+        return self._plan.size
+
+    async def run_whole(self) -> int:
+        """Fetch everything in one stream and give the size. Raises SourceError, after which the volume is of no use."""
+        index = pick(self._mirrors, self._clock.monotonic()) or 0
+        await self._with_helpers(self._stream_whole(index))
+        return self._plan.stored.frontier
+
+    async def _with_helpers(self, work: Coroutine[None, None, None]) -> None:
+        """Await the work while checkpoints are made and progress is told."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                helpers = [group.create_task(self._save_regularly()), group.create_task(self._tell_regularly())]
+                await work
+                for helper in helpers:
+                    helper.cancel()
+            self._tell()
+        except BaseExceptionGroup as group_error:
+            raise _first(group_error) from group_error
+
+    async def _work_all(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._limits.connections):
+                group.create_task(self._work())
+
+    async def _work(self) -> None:
+        """Be one connection: take the next segment until there is nothing left to take."""
+        while not self._plan.is_done and not is_exhausted(self._mirrors):
+            now = self._clock.monotonic()
+            index = pick(self._mirrors, now)
+            wanted = None if index is None else self._next_range(index)
+            if index is None or wanted is None:
+                await self._wait_for_change(now)
+                continue
+            await self._fetch(index, wanted)
+
+    def _next_range(self, index: int) -> ByteRange | None:
+        fresh = self._plan.next_range(segment_length(self._mirrors[index].rate_bps))
+        if fresh is not None:
+            return fresh
+        return self._plan.takeover(index, {i: m.rate_bps for i, m in enumerate(self._mirrors)})
+
+    async def _fetch(self, index: int, wanted: ByteRange) -> None:
+        """Fetch one segment from one mirror; a failure is the mirror's, and the bytes are missing again."""
+        self._mirrors[index] = self._mirrors[index].started()
+        self._plan, segment = self._plan.start(index, wanted)
+        failed: KvmdError | None = None
+        try:
+            entity = await self._entity_of(index)
+            async with self._sources[index].read(wanted, entity) as chunks:
+                await self._receive(index, segment, chunks)
+        except (SourceError, ContentError) as exc:
+            failed = exc
+        finally:
+            self._plan = self._plan.end(segment.id)
+            self._mirrors[index] = self._mirrors[index].ended()
+            if failed is not None:
+                self._blame(index, failed)
+            self._notify()
+
+    async def _entity_of(self, index: int) -> Entity:
+        """Give what the mirror serves; one that had not answered in time is asked now."""
+        known = self._mirrors[index].entity
+        if known is not None:
+            return known
+        source = self._sources[index]
+        head = await source.probe()
+        judge_head(source.url, head, self._target.wish)
+        if (
+            not serves_same(head.entity, self._target.entity, has_checksum=self._target.has_checksum)
+            or not head.entity.has_ranges
+        ):
+            raise EntityChangedError(f"source {source.url}: it serves another file than the other sources; not used.")
+        self._mirrors[index] = replace(self._mirrors[index], entity=head.entity)
+        return head.entity
+
+    async def _receive(self, index: int, segment: Segment, chunks: AsyncIterator[bytes]) -> None:
+        """Store a stream block by block. Ends early when another mirror was faster."""
+        started, position = self._clock.monotonic(), segment.range.start
+        block: list[bytes] = []
+        gathered = 0
+        async for chunk in self._watched(index, chunks):
+            block.append(chunk)
+            gathered += len(chunk)
+            if gathered < BLOCK:
+                continue
+            position = await self._store(index, segment, position, block)
+            block, gathered = [], 0
+            if self._plan.is_needless(segment.id):
+                return
+        if block:
+            position = await self._store(index, segment, position, block)
+        elapsed = max(1e-6, self._clock.monotonic() - started)
+        self._mirrors[index] = self._mirrors[index].measured((position - segment.range.start) / elapsed)
+
+    async def _watched(self, index: int, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Pass the chunks on, cut a trickle, and keep the rate limits."""
+        watch, source = _Stream(), self._sources[index]
+        asked = self._clock.monotonic()
+        async for chunk in chunks:
+            waited_s = self._clock.monotonic() - asked
+            watch.heard(len(chunk), waited_s, stall_timeout_s=self._limits.stall_timeout_s, source=source)
+            yield chunk
+            for shaper in self._shapers:
+                await shaper.spend(len(chunk))
+            asked = self._clock.monotonic()
+
+    async def _store(self, index: int, segment: Segment, position: int, block: Sequence[bytes]) -> int:
+        length = sum(len(chunk) for chunk in block)
+        await self._target.volume.write(position, block)
+        self._plan = self._plan.store(segment.id, ByteRange(position, position + length))
+        self._mirrors[index] = self._mirrors[index].received(length)
+        self._received += length
+        if self._plan.is_done:
+            self._notify()
+        return position + length
+
+    async def _stream_whole(self, index: int) -> None:
+        self._mirrors[index] = self._mirrors[index].started()
+        position = 0
+        async with self._sources[index].read(None, self._target.entity) as chunks:
+            block: list[bytes] = []
+            gathered = 0
+            async for chunk in self._watched(index, chunks):
+                block.append(chunk)
+                gathered += len(chunk)
+                if gathered >= BLOCK:
+                    position = await self._store_whole(index, position, block)
+                    block, gathered = [], 0
+            if block:
+                await self._store_whole(index, position, block)
+
+    async def _store_whole(self, index: int, position: int, block: Sequence[bytes]) -> int:
+        length = sum(len(chunk) for chunk in block)
+        if self._limits.max_size and position + length > self._limits.max_size:
+            raise TooLargeError(
+                f"source {self._sources[index].url}: more than the {self._limits.max_size} bytes that policy.max_size allows; refused."
+            )
+        await self._target.volume.write(position, block)
+        self._plan = replace(self._plan, stored=self._plan.stored.add(ByteRange(position, position + length)))
+        self._mirrors[index] = self._mirrors[index].received(length)
+        self._received += length
+        return position + length
+
+    def _blame(self, index: int, error: KvmdError) -> None:
+        mirror = self._mirrors[index]
+        if isinstance(error, SourceStatusError) and (mirror.bytes or self._start):
+            error = SourceExpiredError(f"{error.message} It gave bytes before; what is stored is kept.")
+        after = mirror.failed(
+            error.failure,
+            now=self._clock.monotonic(),
+            jitter=self._clock.jitter(),
+            retry_after_s=error.retry_after_s if isinstance(error, SourceError) else 0.0,
+            is_throttle=isinstance(error, SourceError) and error.is_throttle,
+        )
+        self._mirrors[index] = after
+        log.info(
+            "source banned" if after.is_banned else "source paused",
+            source=self._sources[index].url,
+            code=error.code,
+            message=error.message,
+            failures=after.failures,
+        )
+
+    async def _wait_for_change(self, now: float) -> None:
+        """Wait until something changed, or a paused source may be asked again."""
+        changed, start = self._changed, next_start(self._mirrors)
+        pause_s = 1.0 if start is None or start <= now else start - now
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _save_regularly(self) -> None:
+        """Make a checkpoint when enough was stored or enough time went by; the streams go on meanwhile."""
+        last = self._clock.monotonic()
+        while True:
+            await asyncio.sleep(0.1)
+            unsaved = self._plan.stored.length - self._saved
+            elapsed_s = self._clock.monotonic() - last
+            if unsaved >= WINDOW or (unsaved > 0 and elapsed_s >= WINDOW_S):
+                await self._save()
+                last = self._clock.monotonic()
+
+    async def _save(self) -> None:
+        stored = self._plan.stored
+        await self._target.volume.save(Checkpoint(self._target.entity, self._target.has_checksum, stored))
+        self._saved = stored.length
+
+    async def _save_finally(self) -> None:
+        """Keep what is stored, however it ended; a poisoned volume has nothing worth keeping."""
+        if self._plan.stored.length == self._saved:
+            return
+        with suppress(KvmdError, TimeoutError):
+            async with asyncio.timeout(_FINAL_SAVE_S):
+                await asyncio.shield(self._save())
+
+    async def _tell_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(_PROGRESS_S)
+            self._tell()
+
+    def _tell(self) -> None:
+        now = self._clock.monotonic()
+        self._gauges = [gauge.look(now, m.bytes) for gauge, m in zip(self._gauges, self._mirrors, strict=True)]
+        urls = [str(source.url) for source in self._sources]
+        entity, done = self._target.entity, self._plan.stored.length
+        self._on_progress(describe(self._mirrors, urls, self._gauges, size=entity.size, done=done, start=self._start))
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Give the error that stands for a group: our own before any other."""
+    leaves = [_first(error) if _is_group(error) else error for error in group.exceptions]
+    return next((error for error in leaves if isinstance(error, KvmdError)), leaves[0])
+
+
+def _is_group(error: BaseException) -> TypeGuard[BaseExceptionGroup[BaseException]]:
+    return isinstance(error, BaseExceptionGroup)

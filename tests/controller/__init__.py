@@ -1,0 +1,1 @@
+"""Tests of the controller: pure parts, and the commands over real brokers."""

@@ -1,0 +1,253 @@
+"""A host that speaks the contract over a real broker and does what the test says instead of downloading.
+
+Also a program: ``python -m tests.controller.scripted_host --broker URL --host kvm01``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+import aiomqtt
+
+from kvmwire.codec import EventRefusedError, decode_event, encode_status
+from kvmwire.codes import FailureCode
+from kvmwire.events import CommandData, DeployData, Ensure, Event, RegisterData
+from kvmwire.status import (
+    HostState,
+    HostStatus,
+    Outcome,
+    PoolState,
+    PoolStatus,
+    ProbeStatus,
+    Progress,
+    Receipt,
+    ReplicaState,
+    ReplicaStatus,
+    SourceProbe,
+    Status,
+    Trust,
+    Verdict,
+)
+from kvmwire.topics import (
+    CommandTopic,
+    DeployTopic,
+    HostTopic,
+    ProbeTopic,
+    ProgressTopic,
+    ReceiptTopic,
+    RegisterTopic,
+    ReplicaTopic,
+    Topic,
+    Topics,
+)
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+TOPICS = Topics()
+
+
+@dataclass
+class Script:
+    """What the host does: ``replica`` turns a deploy into the final status fields, ``is_silent`` drops receipts."""
+
+    verdict: Verdict = Verdict.GOOD
+    fails_with: FailureCode | None = None
+    holds: bool = False
+    silent_for: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+class ScriptedHost:
+    """One host; ``received`` holds every event as it came, repeats included."""
+
+    def __init__(self, url: str, name: str, script: Script | None = None) -> None:
+        self.name = name
+        self.script = script or Script()
+        self.received: list[Event] = []
+        self.seen: set[str] = set()
+        self._url = urlsplit(url)
+        self._generations: dict[object, int] = {}
+        self._client: aiomqtt.Client | None = None
+        self.connections = 0
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[ScriptedHost, None]:
+        """Be online; on leaving go offline."""
+        online = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self._live(online.set))
+            await online.wait()
+            try:
+                yield self
+            finally:
+                task.cancel()
+
+    async def run(self) -> None:
+        """Be online until cancelled."""
+        await self._live(lambda: None)
+
+    async def say(self, topic: Topic, status: Status, *, retain: bool = True) -> None:
+        """Publish a status."""
+        assert self._client is not None
+        await self._client.publish(TOPICS.build(topic), encode_status(status), qos=1, retain=retain)
+
+    async def announce(self, state: HostState = HostState.ONLINE) -> None:
+        """Publish the host's own status."""
+        await self.say(HostTopic(self.name), self._status(state))
+
+    async def _live(self, online: Callable[[], None]) -> None:
+        will = aiomqtt.Will(
+            TOPICS.build(HostTopic(self.name)), encode_status(self._status(HostState.OFFLINE)), 1, retain=True
+        )
+        while True:
+            try:
+                async with aiomqtt.Client(
+                    self._url.hostname or "", self._url.port or 0, identifier=f"kvmd-{self.name}", will=will, timeout=5
+                ) as client:
+                    self._client = client
+                    await client.subscribe([(one, 1) for one in TOPICS.event_filters(self.name)])
+                    await self.announce()
+                    self.connections += 1
+                    online()
+                    try:
+                        async for message in client.messages:
+                            await self._take(str(message.topic), bytes(message.payload))
+                    except asyncio.CancelledError:
+                        await self.announce(HostState.OFFLINE)
+                        raise
+            except aiomqtt.MqttError:
+                await asyncio.sleep(0.02)
+
+    async def _take(self, text: str, payload: bytes) -> None:
+        topic = TOPICS.parse(text)
+        assert isinstance(topic, RegisterTopic | DeployTopic | CommandTopic)
+        try:
+            event = decode_event(TOPICS, topic, payload)
+        except EventRefusedError as exc:
+            await self._receipt(exc.event_id, text, Outcome.REFUSED, code=exc.code, message=exc.message, hint=exc.hint)
+            return
+        self.received.append(event)
+        if self.script.silent_for > 0:
+            self.script.silent_for -= 1
+            return
+        if isinstance(event.data, DeployData) and not event.data.selects(self.name, self.script.labels):
+            return
+        is_known = event.id in self.seen
+        self.seen.add(event.id)
+        await self._receipt(event.id, text, Outcome.DUPLICATE if is_known else self._outcome(event))
+        if not is_known:
+            await self._act(event)
+
+    def _outcome(self, event: Event) -> Outcome:
+        match event.data:
+            case RegisterData(template=template):
+                subject: object = template
+            case DeployData() as data:
+                subject = (data.template_name, data.pool)
+            case CommandData():
+                return Outcome.ACCEPTED
+        if (event.generation or 0) < self._generations.get(subject, 0):
+            return Outcome.STALE
+        self._generations[subject] = event.generation or 0
+        return Outcome.ACCEPTED
+
+    async def _act(self, event: Event) -> None:
+        generation = event.generation or 0
+        match event.data:
+            case RegisterData() as data if data.ensure is Ensure.PRESENT:
+                await self._probe(data, generation)
+            case DeployData() as data:
+                await self._replica(data, generation)
+            case _:
+                pass
+
+    async def _probe(self, data: RegisterData, generation: int) -> None:
+        verdict = self.script.verdict if data.is_checked_by(self.name) else Verdict.UNCHECKED
+        code = FailureCode.SOURCE_STATUS if verdict is Verdict.BAD else None
+        sources = tuple(
+            SourceProbe(url=url, reachable=code is None, size=4096, ranges=True, seconds=0.1, code=code)
+            for url in data.urls
+        )
+        status = ProbeStatus(
+            template=data.template, generation=generation, verdict=verdict, code=code, sources=sources, checked=NOW
+        )
+        await self.say(ProbeTopic(self.name, data.template), status)
+
+    async def _replica(self, data: DeployData, generation: int) -> None:
+        topic = ReplicaTopic(self.name, data.pool, data.template_name)
+        base = ReplicaStatus(
+            template=data.template_name, generation=generation, pool=data.pool, state=ReplicaState.QUEUED, since=NOW
+        )
+        await self.say(topic, base)
+        if data.ensure is Ensure.ABSENT:
+            await self.say(topic, base.model_copy(update={"state": ReplicaState.ABSENT}))
+            return
+        await self.say(topic, base.model_copy(update={"state": ReplicaState.DOWNLOADING}))
+        figures = Progress(size=1000, done=400, bytes_per_second=100)
+        await self.say(ProgressTopic(self.name, data.pool, data.template_name), figures, retain=False)
+        if not self.script.holds:
+            await self.finish(data, generation)
+
+    async def finish(self, data: DeployData, generation: int) -> None:
+        """Publish the end of a download as the script wants it."""
+        code = self.script.fails_with
+        status = ReplicaStatus(
+            template=data.template_name,
+            generation=generation,
+            pool=data.pool,
+            state=ReplicaState.FAILED if code else ReplicaState.READY,
+            code=code,
+            message="as the script says" if code else "",
+            path=None if code else f"/pool/{data.volume}",
+            checksum=data.template.checksum if isinstance(data.template, RegisterData) else None,
+            size=1000,
+            trust=Trust.CHECKSUM,
+            since=NOW,
+        )
+        await self.say(ReplicaTopic(self.name, data.pool, data.template_name), status)
+
+    async def _receipt(
+        self,
+        event_id: str,
+        topic: str,
+        outcome: Outcome,
+        *,
+        code: FailureCode | None = None,
+        message: str = "",
+        hint: str = "",
+    ) -> None:
+        receipt = Receipt(
+            event=event_id,
+            host=self.name,
+            outcome=outcome,
+            topic=topic,
+            code=code,
+            message=message,
+            hint=hint,
+            time=NOW,
+        )
+        await self.say(ReceiptTopic(self.name, event_id), receipt, retain=False)
+
+    def _status(self, state: HostState) -> HostStatus:
+        pool = PoolStatus(name="default", type="directory", path="/pool", state=PoolState.ACTIVE, available=10**9)
+        return HostStatus(
+            host=self.name, state=state, version="0", labels=self.script.labels, pools=(pool,), started=NOW, since=NOW
+        )
+
+
+def main() -> None:
+    """Run one host until it is killed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--broker", required=True)
+    parser.add_argument("--host", required=True)
+    arguments = parser.parse_args()
+    asyncio.run(ScriptedHost(arguments.broker, arguments.host).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""The commands over both real brokers, with scripted hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+from kvmwire.codec import decode_event
+from kvmwire.codes import FailureCode
+from kvmwire.events import DeployData, Ensure, RegisterData
+from kvmwire.status import HostState, Verdict
+from kvmwire.topics import DeployTopic, ProgressTopic, RegisterTopic, Topics
+from tests.controller.kvmctl import CHECKSUM, URL, Kvmctl, ended
+from tests.controller.scripted_host import Script, ScriptedHost
+from tests.support.brokers import Broker
+from tests.support.ports import free_port
+from tests.support.waiting import eventually
+
+TOPICS = Topics()
+
+
+async def watching(broker: Broker, template: str, stdout: asyncio.StreamReader) -> None:
+    """Return when a watcher has told a change that was made until it did: then it sees all that follow."""
+    async with broker.client() as client, asyncio.timeout(10):
+        seen = asyncio.ensure_future(stdout.readuntil(b'"kind": "progress"'))
+        while not seen.done():
+            await client.publish(
+                TOPICS.build(ProgressTopic("kvm09", "default", template)),
+                b'{"size": 1, "done": 0, "bytes_per_second": 0}',
+            )
+            await asyncio.wait([seen], timeout=0.1)
+
+
+async def test_register_wait_shows_what_every_host_found(broker: Broker, kvmctl: Kvmctl) -> None:
+    async with ScriptedHost(broker.url, "kvm01").running(), ScriptedHost(broker.url, "kvm02").running():
+        done = await kvmctl.run("register", "deb12", URL, "--checksum", CHECKSUM, "--wait", "--json")
+    assert (done.code, [(row["host"], row["state"]) for row in done.rows]) == (
+        0,
+        [("kvm01", "good"), ("kvm02", "good")],
+    )
+    assert done.rows[0]["sources"][0]["url"] == URL
+
+
+async def test_register_wait_ends_with_the_code_of_the_worst_verdict(broker: Broker, kvmctl: Kvmctl) -> None:
+    bad = Script(verdict=Verdict.BAD)
+    async with ScriptedHost(broker.url, "kvm01").running(), ScriptedHost(broker.url, "kvm02", bad).running():
+        done = await kvmctl.run("register", "deb12", URL, "--checksum", CHECKSUM, "--wait")
+    assert done.code == 4
+    assert "SOURCE_STATUS" in done.stdout
+
+
+async def test_check_any_asks_exactly_one_host(broker: Broker, kvmctl: Kvmctl) -> None:
+    hosts = ScriptedHost(broker.url, "kvm01"), ScriptedHost(broker.url, "kvm02")
+    async with hosts[0].running(), hosts[1].running():
+        done = await kvmctl.run("register", "deb12", URL, "--checksum", CHECKSUM, "--check", "any", "--wait", "--json")
+    assert (done.code, len(done.rows)) == (0, 1)
+    data = hosts[0].received[0].data
+    assert isinstance(data, RegisterData)
+    assert data.check == (done.rows[0]["host"],)
+
+
+async def test_register_without_wait_names_event_and_topic(broker: Broker, kvmctl: Kvmctl) -> None:
+    done = await kvmctl.registered()
+    assert done.rows[0]["topic"] == "kvmd/v1/register/deb12"
+    async with broker.client() as client:
+        await client.subscribe("kvmd/v1/register/+")
+        message = await client.received_on("kvmd/v1/register/deb12")
+    event = decode_event(TOPICS, RegisterTopic("deb12"), message.payload)
+    assert (event.id, event.generation) == (done.rows[0]["event"], done.rows[0]["generation"])
+    assert message.retain
+
+
+async def test_deploy_wait_ends_when_all_are_ready(broker: Broker, kvmctl: Kvmctl) -> None:
+    hosts = ScriptedHost(broker.url, "kvm01"), ScriptedHost(broker.url, "kvm02")
+    async with hosts[0].running(), hosts[1].running():
+        await kvmctl.registered()
+        done = await kvmctl.run("deploy", "deb12", "--all", "--wait", "--json")
+    assert done.code == 0, done.stderr
+    assert [(row["host"], row["state"], row["path"], row["checksum"]) for row in done.rows] == [
+        ("kvm01", "ready", "/pool/deb12", CHECKSUM),
+        ("kvm02", "ready", "/pool/deb12", CHECKSUM),
+    ]
+    data = hosts[0].received[-1].data
+    assert isinstance(data, DeployData)
+    assert isinstance(data.template, RegisterData), "the whole record is sent"
+
+
+async def test_deploy_wait_ends_with_the_code_of_a_failure(broker: Broker, kvmctl: Kvmctl) -> None:
+    script = Script(fails_with=FailureCode.CHECKSUM_MISMATCH)
+    async with ScriptedHost(broker.url, "kvm01").running(), ScriptedHost(broker.url, "kvm02", script).running():
+        await kvmctl.registered()
+        done = await kvmctl.run("deploy", "deb12", "--all", "--wait")
+    assert done.code == 3
+    assert "CHECKSUM_MISMATCH" in done.stdout
+
+
+async def test_deploy_to_named_hosts_and_by_label(broker: Broker, kvmctl: Kvmctl) -> None:
+    east = Script(labels={"zone": "east"})
+    first, second = ScriptedHost(broker.url, "kvm01"), ScriptedHost(broker.url, "kvm02", east)
+    async with first.running(), second.running():
+        await kvmctl.registered()
+        named = await kvmctl.run("deploy", "deb12", "--host", "kvm01", "--wait", "--json")
+        labelled = await kvmctl.run("deploy", "deb12", "--label", "zone=east", "--wait", "--json")
+    assert [row["host"] for row in named.rows] == ["kvm01"]
+    assert [row["host"] for row in labelled.rows] == ["kvm02"]
+    assert first.received[1].topic == DeployTopic("deb12", "kvm01")
+    assert second.received[1].topic == DeployTopic("deb12")
+    assert (first.received[1].generation or 0) < (second.received[1].generation or 0)
+
+
+async def test_a_newer_deploy_waits_for_its_own_generation(broker: Broker, kvmctl: Kvmctl) -> None:
+    host = ScriptedHost(broker.url, "kvm01")
+    async with host.running():
+        await kvmctl.registered()
+        await kvmctl.run("deploy", "deb12", "--all", "--wait")
+        host.script.fails_with = FailureCode.NO_SPACE
+        done = await kvmctl.run("deploy", "deb12", "--all", "--wait")
+    assert done.code == 1
+
+
+async def test_wait_names_offline_hosts_at_once_and_gives_up_in_time(broker: Broker, kvmctl: Kvmctl) -> None:
+    absent = ScriptedHost(broker.url, "kvm02")
+    async with absent.running():
+        pass
+    async with ScriptedHost(broker.url, "kvm01").running():
+        await kvmctl.registered()
+        done = await kvmctl.run("deploy", "deb12", "--all", "--wait", "--timeout", "0.8s", "--json")
+    assert done.code == 4
+    assert "not listening now: kvm02" in done.stderr
+    assert {row["host"]: row["state"] for row in done.rows} == {"kvm01": "ready", "kvm02": "offline"}
+
+
+async def test_a_lost_receipt_makes_kvmctl_send_again(broker: Broker, kvmctl: Kvmctl) -> None:
+    host = ScriptedHost(broker.url, "kvm01")
+    async with host.running():
+        await kvmctl.registered()
+        host.script.silent_for = 1
+        done = await kvmctl.run("deploy", "deb12", "--all", "--wait", "--json")
+    assert (done.code, done.rows[0]["state"]) == (0, "ready")
+    deploys = [event.id for event in host.received if isinstance(event.data, DeployData)]
+    assert len(deploys) >= 2
+    assert len(set(deploys)) == 1, "the very same event is sent again"
+
+
+async def test_ctrl_c_only_detaches(broker: Broker, kvmctl: Kvmctl) -> None:
+    host = ScriptedHost(broker.url, "kvm01", Script(holds=True))
+    async with host.running():
+        await kvmctl.registered()
+        async with kvmctl.started("deploy", "deb12", "--all", "--wait") as process:
+            await eventually(lambda: len(host.received) == 2, what="the deploy arrives")
+            assert process.stderr is not None
+            async with asyncio.timeout(10):
+                await process.stderr.readuntil(b"downloading")
+            process.send_signal(signal.SIGINT)
+            done = await ended(process)
+        retained = await kvmctl.run("explain", "deb12", "kvm01", "--json")
+    assert done.code == 130
+    assert "Detached" in done.stderr
+    assert "kvmctl watch deb12" in done.stderr
+    assert any("this one holds" in row["text"] for row in retained.rows)
+
+
+async def test_remove_publishes_absent_on_every_topic_that_deploys_it(broker: Broker, kvmctl: Kvmctl) -> None:
+    host = ScriptedHost(broker.url, "kvm01")
+    async with host.running():
+        await kvmctl.registered()
+        await kvmctl.run("deploy", "deb12", "--all", "--wait")
+        await kvmctl.run("deploy", "deb12", "--host", "kvm01", "--wait")
+        done = await kvmctl.run("remove", "deb12", "--wait", "--json")
+    assert (done.code, [row["state"] for row in done.rows]) == (0, ["absent"])
+    removals = [e for e in host.received if isinstance(e.data, DeployData) and e.data.ensure is Ensure.ABSENT]
+    assert {event.topic for event in removals} == {DeployTopic("deb12"), DeployTopic("deb12", "kvm01")}
+    assert len({event.generation for event in removals}) == 2
+
+
+async def test_remove_from_one_host_leaves_the_others(broker: Broker, kvmctl: Kvmctl) -> None:
+    async with ScriptedHost(broker.url, "kvm01").running(), ScriptedHost(broker.url, "kvm02").running():
+        await kvmctl.registered()
+        await kvmctl.run("deploy", "deb12", "--all", "--wait")
+        done = await kvmctl.run("remove", "deb12", "--host", "kvm01", "--wait")
+        shown = await kvmctl.run("replicas", "deb12", "--json")
+    assert done.code == 0
+    assert {row["host"]: row["state"] for row in shown.rows} == {"kvm01": "absent", "kvm02": "ready"}
+
+
+async def test_unregister_is_a_tombstone_and_deploy_then_says_unknown(broker: Broker, kvmctl: Kvmctl) -> None:
+    before = await kvmctl.registered()
+    gone = await kvmctl.run("unregister", "deb12", "--json")
+    assert gone.code == 0
+    assert gone.rows[0]["generation"] > before.rows[0]["generation"]
+    done = await kvmctl.run("deploy", "deb12", "--all", "--json")
+    assert (done.code, done.rows[0]["code"]) == (1, "TEMPLATE_UNKNOWN")
+    assert broker.process.running
+
+
+async def test_cancel_tells_every_answer(broker: Broker, kvmctl: Kvmctl) -> None:
+    host = ScriptedHost(broker.url, "kvm01")
+    async with host.running(), ScriptedHost(broker.url, "kvm02").running():
+        done = await kvmctl.run("cancel", "deb12", "--json")
+        one = await kvmctl.run("recheck", "deb12", "--host", "kvm02", "--json")
+    assert (done.code, {row["host"]: row["outcome"] for row in done.rows}) == (
+        0,
+        {"kvm01": "accepted", "kvm02": "accepted"},
+    )
+    assert [row["host"] for row in one.rows] == ["kvm02"]
+    assert [event.topic for event in host.received] == [host.received[0].topic]
+
+
+async def test_a_command_nobody_answers_ends_with_4(broker: Broker, kvmctl: Kvmctl) -> None:
+    host = ScriptedHost(broker.url, "kvm01", Script(silent_for=99))
+    async with host.running():
+        done = await kvmctl.run("cancel", "deb12", "--timeout", "0.5s")
+    assert done.code == 4
+    assert "no answer yet from: kvm01" in done.stderr
+
+
+async def test_hosts_shows_offline_hosts_with_their_pools(broker: Broker, kvmctl: Kvmctl) -> None:
+    host = ScriptedHost(broker.url, "kvm01")
+    async with host.running():
+        online = await kvmctl.run("hosts", "--json")
+    offline = await kvmctl.run("hosts", "--json")
+    assert [row["state"] for row in (*online.rows, *offline.rows)] == [HostState.ONLINE, HostState.OFFLINE]
+    assert offline.rows[0]["pools"][0]["name"] == "default"
+
+
+async def test_status_of_a_known_and_an_unknown_template(broker: Broker, kvmctl: Kvmctl) -> None:
+    async with ScriptedHost(broker.url, "kvm01").running():
+        await kvmctl.registered()
+        await kvmctl.run("deploy", "deb12", "--all", "--wait")
+    known = await kvmctl.run("status", "deb12", "--json")
+    unknown = await kvmctl.run("status", "nosuch")
+    assert [row["kind"] for row in known.rows] == ["template", "probe", "replica"]
+    assert unknown.code == 1
+    assert "TEMPLATE_UNKNOWN" in unknown.stderr
+    assert broker.process.running
+
+
+async def test_watch_prints_a_line_a_change(broker: Broker, kvmctl: Kvmctl) -> None:
+    async with ScriptedHost(broker.url, "kvm01").running():
+        await kvmctl.registered("other")
+        async with kvmctl.started("watch", "--json") as process:
+            assert process.stdout is not None
+            await watching(broker, "other", process.stdout)
+            await kvmctl.registered()
+            await kvmctl.run("deploy", "deb12", "--all", "--wait")
+            async with asyncio.timeout(10):
+                seen = await process.stdout.readuntil(b'"state": "ready"')
+            process.send_signal(signal.SIGINT)
+            done = await ended(process)
+    assert done.code == 130
+    for kind in (b'"kind": "register"', b'"kind": "probe"', b'"kind": "deploy"', b'"kind": "progress"'):
+        assert kind in seen
+
+
+async def test_events_shows_what_was_published_and_answered(broker: Broker, kvmctl: Kvmctl) -> None:
+    async with ScriptedHost(broker.url, "kvm01").running():
+        await kvmctl.registered()
+        await kvmctl.run("deploy", "deb12", "--all", "--wait")
+    done = await kvmctl.run("events", "--json")
+    assert [row["topic"] for row in done.rows] == ["kvmd/v1/deploy/all/deb12", "kvmd/v1/register/deb12"]
+    assert [answer["outcome"] for answer in done.rows[0]["receipts"]] == ["accepted"]
+
+
+async def test_a_broker_that_restarts_does_not_end_the_waiting(broker: Broker, kvmctl: Kvmctl) -> None:
+    host = ScriptedHost(broker.url, "kvm01", Script(holds=True))
+    async with host.running():
+        await kvmctl.registered()
+        async with kvmctl.started("deploy", "deb12", "--all", "--wait") as process:
+            await eventually(lambda: len(host.received) == 2, what="the deploy arrives")
+            broker.checkpoint()
+            connections = host.connections
+            await asyncio.to_thread(broker.restart, wipe=False)
+            await eventually(lambda: host.connections > connections, what="the host is back")
+            event = host.received[1]
+            assert isinstance(event.data, DeployData)
+            await host.finish(event.data, event.generation or 0)
+            done = await ended(process)
+    assert done.code == 0, done.stderr
+
+
+async def test_without_a_broker_one_line_says_what_to_do(tmp_path: Path) -> None:
+    done = await Kvmctl(f"mqtt://127.0.0.1:{free_port()}", tmp_path).run("hosts")
+    assert done.code == 4
+    assert "Connection refused" in done.stderr
+    assert "--mqtt" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,1 @@
+"""Settings, logs, service notification and units."""
