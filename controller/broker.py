@@ -52,6 +52,11 @@ class _Client(aiomqtt.Client):
         self._take = take
         self.refusal: ReasonCode | None = None
 
+    def settle_loss(self) -> None:
+        """Take note of the error of a lost connection, or asyncio tells on stderr that nobody did."""
+        if self._disconnected.done() and not self._disconnected.cancelled():
+            self._disconnected.exception()
+
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:  # noqa: ARG002 - paho's signature
         self._take(Message(message.topic, bytes(message.payload), message.retain))
 
@@ -126,7 +131,7 @@ class Link:
                 return
 
     async def settle(self) -> None:
-        """Return when the broker has sent what it retains: it is quiet, and quiet still after one round trip."""
+        """Return when the broker has sent what it retains: nothing of it for a while, nor during a round trip."""
         while True:
             await self.connected()
             while (quiet := asyncio.get_running_loop().time() - self._last_arrival) < QUIET_S:  # noqa: ASYNC110 - silence sets no event
@@ -134,11 +139,14 @@ class Link:
             before, client = self._last_arrival, self._client
             if client is None:
                 continue
-            with contextlib.suppress(aiomqtt.MqttError):
+            try:
                 # Nobody subscribes that, the answer is all we want: it comes after what is on its way already.
                 await client.unsubscribe(f"{self._settings.prefix}/nothing", timeout=_TIMEOUT_S)
-                if self._last_arrival == before and self._client is client:
-                    return
+            except aiomqtt.MqttError:
+                await asyncio.sleep(QUIET_S)  # the connection is gone; whoever holds it sees it soon
+                continue
+            if self._last_arrival == before and self._client is client:
+                return
 
     async def keep(self) -> None:
         """Hold a connection for ever. Raises UnreachableError if the first attempt fails, unless it is patient."""
@@ -212,7 +220,8 @@ class Link:
             self._changed.notify_all()
 
     def _arrived(self, message: Message) -> None:
-        self._last_arrival = asyncio.get_running_loop().time()
+        if message.retained:  # what is told live may never pause
+            self._last_arrival = asyncio.get_running_loop().time()
         self._take(message)
 
 
@@ -229,6 +238,7 @@ class _Connected:
         return self._client
 
     async def __aexit__(self, *error: object) -> None:
+        self._client.settle_loss()
         with contextlib.suppress(aiomqtt.MqttError):
             await self._client.__aexit__(None, None, None)
 

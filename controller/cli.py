@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from controller import log
@@ -43,10 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Output(is_json=getattr(arguments, "json", False))
     log.configure(level="debug" if is_verbose else "warning", is_json=False)
     try:
-        return asyncio.run(_run(arguments, output))
-    except ControlError as exc:
-        output.fail(exc)
-        return exc.exit
+        return asyncio.run(run(arguments, output, environ=os.environ))
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
@@ -65,9 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.FAILED
 
 
-async def _run(arguments: argparse.Namespace, output: Output) -> int:
+async def run(arguments: argparse.Namespace, output: Output, *, environ: Mapping[str, str]) -> int:
+    """Run one parsed command in this event loop, and give its exit code."""
     config: str | None = getattr(arguments, "config", None)
     url: str | None = getattr(arguments, "mqtt", None)
-    settings = load(Path(config) if config else None, os.environ, url=url)
-    code: Exit = await arguments.run(Invocation(arguments, settings, output))
+    try:
+        settings = await asyncio.to_thread(load, Path(config) if config else None, environ, url=url)
+        code: Exit = await arguments.run(Invocation(arguments, settings, output))
+    except ControlError as exc:
+        output.fail(exc)
+        return exc.exit
     return code

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -27,17 +27,19 @@ _STYLES = {
 class Output:
     """Prints tables for people, or one JSON object a line for programs."""
 
-    def __init__(self, *, is_json: bool) -> None:
-        width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    def __init__(self, *, is_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+        """Print to other streams than this process's own where they are given."""
+        self._stdout = stdout or sys.stdout
         self.is_json = is_json
-        self.console = Console(highlight=False, width=width)
-        self.notes = Console(stderr=True, highlight=False, soft_wrap=True)
+        width = None if self._stdout.isatty() else _PIPE_WIDTH
+        self.console = Console(file=self._stdout, highlight=False, width=width)
+        self.notes = Console(file=stderr or sys.stderr, highlight=False, soft_wrap=True)
 
     def rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Print one JSON object a line."""
         for row in rows:
-            sys.stdout.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-        sys.stdout.flush()
+            self._stdout.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        self._stdout.flush()
 
     def show(self, rows: Iterable[Mapping[str, Any]], as_table: Table) -> None:
         """Print the rows, or the table that shows the same."""

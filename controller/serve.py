@@ -28,7 +28,7 @@ from kvmwire.events import Event
 from kvmwire.status import HostState, HostStatus, Receipt
 from kvmwire.topics import CommandTopic, DeployTopic, EventTopic, HostTopic, RegisterTopic
 
-_TICK_S = 1.0
+_TICK_S = 0.5
 _MAX_WAITING = 100_000
 _PRUNE_EVERY_S = 3600.0
 _log = log.get("serve")

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import os
+import signal
+import ssl
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvmd.bus import BrokerSettings, MqttBus
 from kvmd.clock import SystemClock
-from kvmd.config import PolicySettings, Settings
+from kvmd.config import MqttSettings, PolicySettings, Settings
 from kvmd.core.addresses import AddressPolicy
 from kvmd.core.admission import Policy, check_policy
+from kvmd.core.desired import HostRecord
 from kvmd.core.session import Started, State, Terms
+from kvmd.daemon.announcer import Announcer, Identity, offline
+from kvmd.daemon.host import Daemon
+from kvmd.daemon.inbox import Inbox
+from kvmd.daemon.prober import Prober
+from kvmd.daemon.reconciler import Reconciler
+from kvmd.daemon.rules import Rules
 from kvmd.engine.job import Job, Limits
 from kvmd.engine.probing import Finding, Wish, probe_all
 from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
+from kvmd.errors import ConfigError
 from kvmd.fetch.connections import Connections, HttpSettings, TlsFiles
 from kvmd.fetch.http import HttpSources
+from kvmd.journal import SqliteJournal
+from kvmd.notify import Notifier
 from kvmd.store.directory import DirectoryStore
 from kvmwire.digest import Digest
 from kvmwire.events import ImageFormat
 from kvmwire.source import Origin, SourceUrl
+from kvmwire.topics import Topics
 
 _EVERYWHERE = AddressPolicy((), ())
 
@@ -74,6 +90,114 @@ async def probe(
     wish = Wish(max_size=settings.policy.max_size, max_virtual_size=settings.policy.max_virtual_size)
     async with typed_sources(settings, urls, tls) as sources:
         return await probe_all([sources.open(url, headers) for url in urls], wish, SystemClock())
+
+
+async def run(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Run the daemon until SIGTERM or SIGINT, and give its exit code. Raises KvmdError where it cannot start."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    with _only_one(settings.state_dir), disk_threads(settings) as executor:
+        journal = await SqliteJournal.open(settings.state_dir)
+        sources = HttpSources(Connections(http_settings(settings)))
+        try:
+            daemon = _daemon(settings, await journal.load(), journal, sources, executor, Notifier.from_environ(environ))
+            await daemon.run(stopped)
+        finally:
+            await sources.close()
+            await journal.close()
+    return 0
+
+
+def _daemon(
+    settings: Settings,
+    record: HostRecord,
+    journal: SqliteJournal,
+    sources: HttpSources,
+    executor: ThreadPoolExecutor,
+    notifier: Notifier,
+) -> Daemon:
+    clock, topics = SystemClock(), Topics(settings.mqtt.prefix)
+    stores = {
+        name: DirectoryStore(name, pool.path, executor=executor, is_sparse=pool.sparse)
+        for name, pool in settings.pools.items()
+    }
+    identity = Identity(settings.host, settings.labels, settings.policy.allowed_protocols, started=clock.now())
+    bus = MqttBus(broker_settings(settings, topics), clock)
+    announcer = Announcer(identity, record, bus=bus, journal=journal, stores=stores)
+    rules = Rules(settings.transfer.sessions, limits_of(settings), policy_of(settings.policy))
+    reconciler = Reconciler(
+        record,
+        rules,
+        sources=sources,
+        stores=stores,
+        journal=journal,
+        announcer=announcer,
+        clock=clock,
+        shaper=Shaper(settings.transfer.rate_limit, clock),
+    )
+    prober = Prober(
+        settings.host, record, sources=sources, rules=rules, journal=journal, announcer=announcer, clock=clock
+    )
+
+    def on_change() -> None:
+        reconciler.wake()
+        prober.wake()
+
+    inbox = Inbox(
+        identity, record, topics=topics, journal=journal, announcer=announcer, clock=clock, on_change=on_change
+    )
+    return Daemon(record, bus, inbox, announcer, prober, reconciler, notifier)
+
+
+def broker_settings(settings: Settings, topics: Topics) -> BrokerSettings:
+    """Give how the broker is reached. Raises ConfigError where a file that is named cannot be used."""
+    mqtt = settings.mqtt
+    return BrokerSettings(
+        host=mqtt.address.host,
+        port=mqtt.address.port,
+        identifier=f"kvmd-{settings.host}",
+        topics=topics,
+        filters=topics.event_filters(settings.host),
+        will=offline(settings.host),
+        tls=_broker_tls(mqtt) if mqtt.address.tls else None,
+        username=mqtt.username,
+        password=mqtt.read_password(),
+        version=mqtt.version,
+    )
+
+
+def _broker_tls(mqtt: MqttSettings) -> ssl.SSLContext:
+    try:
+        return TlsFiles(str(mqtt.ca or ""), str(mqtt.cert or ""), str(mqtt.key or "")).context()
+    except OSError as exc:
+        raise ConfigError(
+            f"mqtt.ca, mqtt.cert or mqtt.key cannot be used: {exc.strerror or exc}.",
+            hint="`kvmd config --check` tells which file and why.",
+        ) from exc
+
+
+@contextmanager
+def _only_one(folder: Path) -> Generator[None]:
+    """Hold the state folder: two daemons on one journal would undo each other's work. Raises ConfigError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise ConfigError(
+            f"state_dir {folder} cannot be used: {exc.strerror}.", hint="Create it, or give the daemon the right to."
+        ) from exc
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise ConfigError(
+                f"state_dir {folder} is in use by another kvmd.",
+                hint="Stop it, or give this one a state_dir of its own.",
+            ) from exc
+        yield
+    finally:
+        os.close(fd)
 
 
 @asynccontextmanager

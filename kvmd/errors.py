@@ -20,6 +20,8 @@ can do next; the code's usual one where nothing better is known).
 
 from __future__ import annotations
 
+from typing import cast
+
 from kvmwire.codes import CODES, FailureCode, WireError
 from kvmwire.status import Failure
 
@@ -309,6 +311,17 @@ class InternalError(KvmdError):
     """Something that should not happen."""
 
     code = FailureCode.INTERNAL
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """Give the errors in a group and in the groups inside of it."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            found += leaves(cast("BaseExceptionGroup[BaseException]", error))
+        else:
+            found.append(error)
+    return found
 
 
 def source_error(error: WireError) -> SourceError:

@@ -9,13 +9,13 @@ from datetime import datetime
 from typing import Protocol
 
 from kvmd.core.checkpoint import Checkpoint
-from kvmd.core.desired import HostRecord, Recorded, Replica
+from kvmd.core.desired import HostRecord, ProbeRecord, Recorded, Replica
 from kvmd.core.entity import Entity
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.ranges import ByteRange
 from kvmwire.digest import Algorithm
 from kvmwire.source import SourceUrl
-from kvmwire.status import PoolStatus, ProbeStatus
+from kvmwire.status import PoolStatus
 from kvmwire.topics import Topic
 
 
@@ -137,7 +137,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message to publish; of two waiting ones with the same topic only the later is sent."""
+    """One message to publish; of two with the same topic that wait for a connection only the later is sent."""
 
     topic: Topic
     payload: bytes
@@ -155,6 +155,11 @@ class Bus(Protocol):
 
     def post(self, message: Message) -> None:
         """Queue a message; it is sent as soon as there is a connection, a droppable one only while there is one."""
+        ...
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection right now."""
         ...
 
     async def flush(self) -> None:
@@ -177,7 +182,7 @@ class Journal(Protocol):
         """Store where a replica stands."""
         ...
 
-    async def save_probe(self, probe: ProbeStatus) -> None:
+    async def save_probe(self, probe: ProbeRecord) -> None:
         """Store what was found out about a template's sources."""
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tomllib
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ async def deploy(invocation: Invocation) -> Exit:
             "deploy: exactly one of --host, --label and --all says where it goes; nothing was published.",
             hint="Add --all, or --host HOST, or --label KEY=VALUE.",
         )
-    machine = _read_machine(args.machine) if args.machine else None
+    machine = await asyncio.to_thread(_read_machine, args.machine) if args.machine else None
     async with open_session(settings, _filters(settings.mqtt, args.name)) as session:
         record = known_template(session.fleet, args.name)
         values: dict[str, Any] = {

@@ -62,15 +62,17 @@ class Lab:
             await stop.wait()
 
     async def _start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        words = brokers.command(self._broker, self.folder / "broker", self._port)
+        words = await asyncio.to_thread(brokers.command, self._broker, self.folder / "broker", self._port)
         await self._child("broker", words)
         async with beside(*(self._watch(child) for child in self.children)):
             await self._listening()
-        _write(self.config, f'state_dir = "{self.folder / "controller"}"\n[mqtt]\nurl = "{self.url}"\n')
+        await asyncio.to_thread(
+            _write, self.config, f'state_dir = "{self.folder / "controller"}"\n[mqtt]\nurl = "{self.url}"\n'
+        )
         await self._child("controller", [sys.executable, "-m", "controller", "serve", "--config", self.config])
         for host in self.hosts:
-            await self._child(host, [sys.executable, "-m", "kvmd", "run", "--config", self._host_config(host)])
+            config = await asyncio.to_thread(self._host_config, host)
+            await self._child(host, [sys.executable, "-m", "kvmd", "run", "--config", config])
         async with beside(*(self._watch(child) for child in self.children)):
             await self._hosts_online()
 
@@ -111,7 +113,7 @@ allowed_networks = ["127.0.0.0/8", "::1/128"]
             ) from exc
 
     async def _hosts_online(self) -> None:
-        settings = load(self.config, {})
+        settings = await asyncio.to_thread(load, self.config, {})
         async with open_session(settings, filters.hosts(settings.mqtt.topics)) as session:
             try:
                 async with asyncio.timeout(_READY_S):

@@ -28,7 +28,7 @@ class Child:
         cls, name: str, words: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None
     ) -> Child:
         """Start a program; what it writes goes to the log."""
-        with log.open("ab") as stream:
+        with await asyncio.to_thread(log.open, "ab") as stream:
             process = await asyncio.create_subprocess_exec(
                 *map(str, words),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -52,8 +52,9 @@ class Child:
     async def ended(self) -> ControlError:
         """Wait for its end, and tell what it said last."""
         code = await self._process.wait()
+        said = await asyncio.to_thread(self.tail)
         return ControlError(
-            f"{self.name} ended with {code}; the lab was ended. The last it said:\n{self.tail()}",
+            f"{self.name} ended with {code}; the lab was ended. The last it said:\n{said}",
             hint=f"See {self.log}",
         )
 

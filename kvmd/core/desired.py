@@ -45,6 +45,11 @@ class TemplateRecord:
         """Whether the template is registered, not unregistered."""
         return self.data.ensure is Ensure.PRESENT
 
+    @property
+    def fingerprint(self) -> str:
+        """Name what is to be probed right now."""
+        return f"{self.stamp.generation}-{self.stamp.content[:16]}-{self.round}"
+
 
 @dataclass(frozen=True, slots=True)
 class Desired:
@@ -102,6 +107,14 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeRecord:
+    """What was found out about a template's sources; ``made_for`` is the fingerprint of the record that was checked."""
+
+    status: ProbeStatus
+    made_for: str
+
+
+@dataclass(frozen=True, slots=True)
 class Recorded:
     """An event's receipt and what the event changed; stored in one transaction."""
 
@@ -117,14 +130,18 @@ class HostRecord:
     templates: dict[str, TemplateRecord] = field(default_factory=dict[str, TemplateRecord])
     desired: dict[ReplicaKey, Desired] = field(default_factory=dict[ReplicaKey, Desired])
     replicas: dict[ReplicaKey, Replica] = field(default_factory=dict[ReplicaKey, Replica])
-    probes: dict[str, ProbeStatus] = field(default_factory=dict[str, ProbeStatus])
+    probes: dict[str, ProbeRecord] = field(default_factory=dict[str, ProbeRecord])
     receipts: dict[str, Receipt] = field(default_factory=dict[str, Receipt])
     unsent: set[str] = field(default_factory=set[str])
 
-    def apply(self, recorded: Recorded) -> None:
-        """Take over what an event changed."""
+    def apply(self, recorded: Recorded, *, kept: int) -> None:
+        """Take over what an event changed, and keep only so many receipts besides the unsent ones."""
+        self.receipts.pop(recorded.receipt.event, None)
         self.receipts[recorded.receipt.event] = recorded.receipt
         self.unsent.add(recorded.receipt.event)
+        if len(self.receipts) > kept + len(self.unsent):
+            oldest = next(event for event in self.receipts if event not in self.unsent)
+            del self.receipts[oldest]
         for template in recorded.templates:
             self.templates[template.data.template] = template
         for desired in recorded.desired:

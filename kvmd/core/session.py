@@ -346,7 +346,7 @@ def _other_content(found: LookedUp, promised: Digest, actual: Digest, terms: Ter
         return ChecksumMismatchError(
             f"volume {terms.volume}: it was {promised} when it became ready and is {actual} now; somebody or the disk changed it. "
             "It was left as it is.",
-            hint="Remove the replica and deploy it again; look at the disk's health.",
+            hint="Delete the file by hand and send a recheck, and it is downloaded again; look at the disk's health.",
         )
     return ExistsError(
         f"volume {terms.volume}: a file of that name with other content is there; expected {promised}, got {actual}; "

@@ -27,7 +27,9 @@ class Limits:
 class Job:
     """One replica to make. ``size`` is the promised one in bytes; ``failures`` attempts went wrong before.
 
-    ``known`` is the file that was ready before, kept only where it need not be read again; ``recorded`` the digest that it had.
+    ``placed`` is the file that was ready before, if any: ``is_ours`` tells that kvmd put it there, ``is_same_content`` that it was for
+    the same content, ``must_rehash`` that it is to be read again although nobody seems to have touched it. ``kept_for`` names another
+    replica that needs the file.
     """
 
     session: str
@@ -37,9 +39,11 @@ class Job:
     size: int | None = None
     rate_limit: int = 0
     failures: int = 0
-    known: Placement | None = None
-    recorded: Digest | None = None
+    placed: Placement | None = None
     is_ours: bool = False
+    is_same_content: bool = False
+    must_rehash: bool = False
+    kept_for: str = ""
 
     @property
     def algorithm(self) -> Algorithm:

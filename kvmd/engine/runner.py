@@ -155,9 +155,14 @@ class Session:
                 return await self._remove()
 
     async def _look_up(self) -> LookedUp:
-        job = self._job
-        stored = await self._edges.store.find(job.terms.volume, known=job.known, algorithm=job.algorithm)
-        return LookedUp(stored, is_ours=job.is_ours, recorded=job.recorded)
+        job, placed = self._job, self._job.placed
+        known = None if job.must_rehash else placed
+        stored = await self._edges.store.find(job.terms.volume, known=known, algorithm=job.algorithm)
+        if stored is None or placed is None:
+            return LookedUp(stored)
+        is_ours = job.is_ours and stored.placement.is_same_file(placed)
+        is_comparable = job.is_same_content and placed.digest.algorithm is job.algorithm
+        return LookedUp(stored, is_ours=is_ours, recorded=placed.digest if is_comparable else None)
 
     async def _probe(self) -> Probed:
         job, limits = self._job, self._edges.limits
@@ -278,12 +283,18 @@ class Session:
             await self._edges.store.discard(self._job.terms.volume)
 
     async def _remove(self) -> Removed:
-        placement = self._job.known
-        if placement is None or not self._job.is_ours:
-            return Removed(note="" if placement is None else "the file was there before kvmd and was left in place.")
-        if await self._edges.store.remove(placement):
+        job = self._job
+        if job.placed is None:
             return Removed()
-        return Removed(note="the file was already gone, or another one has its name; nothing was touched.")
+        if job.kept_for:
+            return Removed(note=f"{job.placed.path} was left in place: {job.kept_for} needs it.")
+        if not job.is_ours:
+            return Removed(note=f"{job.placed.path} was left in place: it was there before kvmd.")
+        if await self._edges.store.remove(job.placed):
+            return Removed()
+        return Removed(
+            note=f"{job.placed.path} was already gone, or is not the file kvmd put there; nothing was touched."
+        )
 
     async def _let_go(self) -> None:
         if self._volume is not None:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TypeGuard
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.entity import Entity
@@ -14,6 +13,7 @@ from kvmd.core.gauge import Gauge, describe
 from kvmd.core.mirrors import Mirror, is_exhausted, next_start, pick, serves_same, verdict
 from kvmd.core.plan import MIB, Plan, Segment, segment_length
 from kvmd.core.ranges import ByteRange, RangeSet
+from kvmd.core.watch import SpeedWatch
 from kvmd.engine.job import Limits
 from kvmd.engine.probing import Wish, judge_head
 from kvmd.engine.shaping import Shaper
@@ -27,6 +27,7 @@ from kvmd.errors import (
     SourceStatusError,
     TooLargeError,
     TransferError,
+    leaves,
 )
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Source, Volume
@@ -39,30 +40,42 @@ BLOCK = 1 * MIB
 WINDOW = 32 * MIB
 WINDOW_S = 2.0
 """A checkpoint is made after so many bytes, or so long after the last: what a crash costs at most."""
-LOW_SPEED_BPS = 256
-"""Slower than this over the stall timeout is as good as dead; eight streams share the thinnest link that is worth it."""
+_BLOCK_S = 1.0
+"""A slow stream's bytes are written after so long: what is only in memory is lost when the process is killed."""
+_JUDGED_AFTER_S = 1.0
+"""A request is this old before its own speed counts against its source."""
 _FINAL_SAVE_S = 5.0
 _PROGRESS_S = 1.0
 
 
-@dataclass(slots=True)
-class _Stream:
-    """The watch over one stream: only time spent waiting for the source counts, not for the disk or a rate limit."""
+class _Block:
+    """Bytes of one stream that are gathered before they are written; ``position`` is the offset of the first."""
 
-    waited_s: float = 0.0
-    received: int = 0
+    def __init__(self, position: int, now: float) -> None:
+        self.position = position
+        self.chunks: list[bytes] = []
+        self.length = 0
+        self._since = now
 
-    def heard(self, length: int, waited_s: float, *, stall_timeout_s: float, source: Source) -> None:
-        self.waited_s += waited_s
-        self.received += length
-        if self.waited_s < stall_timeout_s:
-            return
-        if self.received < LOW_SPEED_BPS * self.waited_s:
-            raise SourceStalledError(
-                f"source {source.url}: {self.received} bytes in {self.waited_s:.0f} s of waiting, less than {LOW_SPEED_BPS} a "
-                "second; the connection was cut."
-            )
-        self.waited_s, self.received = 0.0, 0
+    def add(self, chunk: bytes) -> None:
+        self.chunks.append(chunk)
+        self.length += len(chunk)
+
+    def is_full(self, now: float) -> bool:
+        return self.length >= BLOCK or now - self._since >= _BLOCK_S
+
+    def next(self, now: float) -> _Block:
+        return _Block(self.position + self.length, now)
+
+    @property
+    def range(self) -> ByteRange:
+        return ByteRange(self.position, self.position + self.length)
+
+    def cut(self, wanted: ByteRange) -> Sequence[bytes]:
+        """Give these of its bytes; all of them, as nearly always, cost no copy."""
+        if wanted == self.range:
+            return self.chunks
+        return (b"".join(self.chunks)[wanted.start - self.position : wanted.end - self.position],)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +118,9 @@ class Transfer:
         self._saved = self._start
         self._received = 0
         self._changed = asyncio.Event()
-        self._gauges = [Gauge(clock.monotonic()) for _ in self._mirrors]
+        self._claimed = self._plan.stored
+        self._running: dict[int, tuple[asyncio.Timeout, float]] = {}
+        self._gauges: list[Gauge] = [Gauge(clock.monotonic()) for _ in mirrors]
 
     @property
     def has_progressed(self) -> bool:
@@ -138,7 +153,8 @@ class Transfer:
                     helper.cancel()
             self._tell()
         except BaseExceptionGroup as group_error:
-            raise _first(group_error) from group_error
+            errors = leaves(group_error)
+            raise next((error for error in errors if isinstance(error, KvmdError)), errors[0]) from group_error
 
     async def _work_all(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -149,31 +165,58 @@ class Transfer:
         """Be one connection: take the next segment until there is nothing left to take."""
         while not self._plan.is_done and not is_exhausted(self._mirrors):
             now = self._clock.monotonic()
-            index = pick(self._mirrors, now)
-            wanted = None if index is None else self._next_range(index)
-            if index is None or wanted is None:
+            chosen = self._choose(now)
+            if chosen is None:
                 await self._wait_for_change(now)
                 continue
-            await self._fetch(index, wanted)
+            await self._fetch(*chosen)
 
-    def _next_range(self, index: int) -> ByteRange | None:
+    def _choose(self, now: float) -> tuple[int, ByteRange] | None:
+        index = pick(self._mirrors, now)
+        if index is None:
+            return None
         fresh = self._plan.next_range(segment_length(self._mirrors[index].rate_bps))
-        if fresh is not None:
-            return fresh
-        return self._plan.takeover(index, {i: m.rate_bps for i, m in enumerate(self._mirrors)})
+        return self._choose_takeover(now) if fresh is None else (index, fresh)
+
+    def _choose_takeover(self, now: float) -> tuple[int, ByteRange] | None:
+        """Find the fastest source that may be asked and would deliver running bytes of a slow one clearly earlier."""
+        able = [i for i, mirror in enumerate(self._mirrors) if mirror.can_start(now) and mirror.rate_bps > 0]
+        slowness = self._observed_rates(now)
+        for index in sorted(able, key=lambda i: -self._mirrors[i].rate_bps):
+            wanted = self._plan.takeover(index, slowness | {index: self._mirrors[index].rate_bps})
+            if wanted is not None:
+                return index, wanted
+        return None
+
+    def _observed_rates(self, now: float) -> dict[int, float]:
+        """Give each source's rate, corrected by the slowest of its running requests; one not measured yet counts as fast."""
+        rates = {index: mirror.rate_bps or float("inf") for index, mirror in enumerate(self._mirrors)}
+        for segment in self._plan.segments:
+            age = now - self._running[segment.id][1]
+            if age >= _JUDGED_AFTER_S:
+                rate = (segment.position - segment.range.start) / age
+                rates[segment.mirror] = min(rates[segment.mirror], rate)
+        return rates
 
     async def _fetch(self, index: int, wanted: ByteRange) -> None:
         """Fetch one segment from one mirror; a failure is the mirror's, and the bytes are missing again."""
         self._mirrors[index] = self._mirrors[index].started()
         self._plan, segment = self._plan.start(index, wanted)
+        scope = asyncio.timeout(None)
+        self._running[segment.id] = (scope, self._clock.monotonic())
         failed: KvmdError | None = None
         try:
-            entity = await self._entity_of(index)
-            async with self._sources[index].read(wanted, entity) as chunks:
-                await self._receive(index, segment, chunks)
+            async with scope:
+                entity = await self._entity_of(index)
+                async with self._sources[index].read(wanted, entity) as chunks:
+                    await self._receive(index, segment, chunks)
+        except TimeoutError:
+            if not scope.expired():
+                raise
         except (SourceError, ContentError) as exc:
             failed = exc
         finally:
+            del self._running[segment.id]
             self._plan = self._plan.end(segment.id)
             self._mirrors[index] = self._mirrors[index].ended()
             if failed is not None:
@@ -197,45 +240,64 @@ class Transfer:
         return head.entity
 
     async def _receive(self, index: int, segment: Segment, chunks: AsyncIterator[bytes]) -> None:
-        """Store a stream block by block. Ends early when another mirror was faster."""
-        started, position = self._clock.monotonic(), segment.range.start
-        block: list[bytes] = []
-        gathered = 0
-        async for chunk in self._watched(index, chunks):
-            block.append(chunk)
-            gathered += len(chunk)
-            if gathered < BLOCK:
-                continue
-            position = await self._store(index, segment, position, block)
-            block, gathered = [], 0
-            if self._plan.is_needless(segment.id):
-                return
-        if block:
-            position = await self._store(index, segment, position, block)
-        elapsed = max(1e-6, self._clock.monotonic() - started)
-        self._mirrors[index] = self._mirrors[index].measured((position - segment.range.start) / elapsed)
+        """Store a stream block by block, also what came before it broke."""
+        started, now = segment.range.start, self._clock.monotonic
+        began, block = now(), _Block(started, now())
+        try:
+            async for chunk in self._watched(index, chunks):
+                block.add(chunk)
+                if block.is_full(now()):
+                    await self._store(index, segment, block)
+                    block = block.next(now())
+        except SourceError:
+            await self._store(index, segment, block)
+            raise
+        else:
+            await self._store(index, segment, block)
+        finally:
+            rate = (block.position + block.length - started) / max(1e-6, now() - began)
+            self._mirrors[index] = self._mirrors[index].measured(rate)
 
     async def _watched(self, index: int, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Pass the chunks on, cut a trickle, and keep the rate limits."""
-        watch, source = _Stream(), self._sources[index]
+        watch, source, stall_timeout_s = SpeedWatch(), self._sources[index], self._limits.stall_timeout_s
         asked = self._clock.monotonic()
         async for chunk in chunks:
-            waited_s = self._clock.monotonic() - asked
-            watch.heard(len(chunk), waited_s, stall_timeout_s=self._limits.stall_timeout_s, source=source)
+            watch = watch.heard(len(chunk), self._clock.monotonic() - asked)
+            if watch.is_due(stall_timeout_s):
+                if watch.is_too_slow:
+                    raise SourceStalledError(f"source {source.url}: {watch}; the connection was cut.")
+                watch = SpeedWatch()
             yield chunk
             for shaper in self._shapers:
                 await shaper.spend(len(chunk))
             asked = self._clock.monotonic()
 
-    async def _store(self, index: int, segment: Segment, position: int, block: Sequence[bytes]) -> int:
-        length = sum(len(chunk) for chunk in block)
-        await self._target.volume.write(position, block)
-        self._plan = self._plan.store(segment.id, ByteRange(position, position + length))
-        self._mirrors[index] = self._mirrors[index].received(length)
-        self._received += length
+    async def _store(self, index: int, segment: Segment, block: _Block) -> None:
+        """Write those of the block's bytes that no other stream has written or is writing.
+
+        No byte is written twice: the hash may have read it already, and another source's byte may be another one.
+        """
+        if not block.length:
+            return
+        fresh = [gap for gap in self._claimed.missing(block.range.end) if gap.end > block.position]
+        self._claimed = self._claimed.add(block.range)
+        for gap in fresh:
+            piece = ByteRange(max(gap.start, block.position), gap.end)
+            await self._target.volume.write(piece.start, block.cut(piece))
+            self._plan = self._plan.store(segment.id, piece)
+            self._received += piece.length
+        self._mirrors[index] = self._mirrors[index].received(block.length)
+        self._cut_needless()
         if self._plan.is_done:
             self._notify()
-        return position + length
+
+    def _cut_needless(self) -> None:
+        """End the streams whose missing bytes have all come from elsewhere: a slow one must not keep the rest waiting."""
+        now = asyncio.get_running_loop().time()
+        for segment in self._plan.segments:
+            if segment.rest is not None and self._plan.is_needless(segment.id):
+                self._running[segment.id][0].reschedule(now)
 
     async def _stream_whole(self, index: int) -> None:
         self._mirrors[index] = self._mirrors[index].started()
@@ -331,13 +393,3 @@ class Transfer:
         urls = [str(source.url) for source in self._sources]
         entity, done = self._target.entity, self._plan.stored.length
         self._on_progress(describe(self._mirrors, urls, self._gauges, size=entity.size, done=done, start=self._start))
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Give the error that stands for a group: our own before any other."""
-    leaves = [_first(error) if _is_group(error) else error for error in group.exceptions]
-    return next((error for error in leaves if isinstance(error, KvmdError)), leaves[0])
-
-
-def _is_group(error: BaseException) -> TypeGuard[BaseExceptionGroup[BaseException]]:
-    return isinstance(error, BaseExceptionGroup)

@@ -12,5 +12,5 @@ from tests.support.brokers import Broker
 
 @pytest.fixture
 def kvmctl(broker: Broker, tmp_path: Path) -> Kvmctl:
-    """The real command line against a real broker, each kind in turn."""
+    """Give the real command line against a real broker, each kind in turn."""
     return Kvmctl(broker.url, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import sys
@@ -11,6 +12,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from controller.cli import build_parser, run
+from controller.output import Output
+from controller.registry import Registry
 
 CHECKSUM = "{SHA-256}" + "ab" * 32
 URL = "http://origin.test/deb12.qcow2"
@@ -38,6 +43,10 @@ class Kvmctl:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("KVMCTL_")}
         self._env = {**clean, "HOME": str(folder), "KVMCTL_STATE_DIR": str(self.state), "KVMCTL_MQTT_URL": url, **env}
 
+    def set_env(self, **env: str) -> None:
+        """Add to the environment of what is started from now on."""
+        self._env.update(env)
+
     @contextlib.asynccontextmanager
     async def started(self, *words: str) -> AsyncGenerator[asyncio.subprocess.Process, None]:
         """Start a command; what runs at the end is killed and reaped."""
@@ -57,9 +66,18 @@ class Kvmctl:
             await process.communicate()
 
     async def run(self, *words: str) -> Ended:
-        """Run a command to its end."""
-        async with self.started(*words) as process:
-            return await ended(process)
+        """Run a command to its end, in this process: starting Python takes longer than most commands."""
+        arguments = build_parser().parse_args(words)
+        stdout, stderr = io.StringIO(), io.StringIO()
+        output = Output(is_json=getattr(arguments, "json", False), stdout=stdout, stderr=stderr)
+        async with asyncio.timeout(15):
+            code = await run(arguments, output, environ=self._env)
+        return Ended(code, stdout.getvalue(), stderr.getvalue())
+
+    def history(self) -> list[tuple[str, set[str]]]:
+        """Topics in the registry, the newest first, with the hosts that answered."""
+        with contextlib.closing(Registry(self.state)) as registry:
+            return [(s.topic, {r.host for r in registry.receipts(s.id)}) for s in registry.history(limit=99)]
 
     async def registered(self, name: str = "deb12") -> Ended:
         """Register a template."""

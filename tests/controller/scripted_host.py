@@ -120,6 +120,9 @@ class ScriptedHost:
                     except asyncio.CancelledError:
                         await self.announce(HostState.OFFLINE)
                         raise
+                    finally:
+                        if client._disconnected.done():
+                            client._disconnected.exception()  # or asyncio logs that nobody asked for it
             except aiomqtt.MqttError:
                 await asyncio.sleep(0.02)
 

@@ -267,7 +267,9 @@ async def test_a_broker_that_restarts_does_not_end_the_waiting(broker: Broker, k
     async with host.running():
         await kvmctl.registered()
         async with kvmctl.started("deploy", "deb12", "--all", "--wait") as process:
-            await eventually(lambda: len(host.received) == 2, what="the deploy arrives")
+            assert process.stderr is not None
+            async with asyncio.timeout(10):
+                await process.stderr.readuntil(b"40%")
             broker.checkpoint()
             connections = host.connections
             await asyncio.to_thread(broker.restart, wipe=False)

@@ -1,0 +1,120 @@
+"""Says what is true of this host: statuses from memory and journal to the bus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from kvmd.core.desired import HostRecord, ProbeRecord, Replica, ReplicaKey
+from kvmd.log import get_logger
+from kvmd.ports import Bus, Journal, Message, Store
+from kvmwire import __version__
+from kvmwire.codec import encode_status
+from kvmwire.status import HostState, HostStatus, PoolStatus, Progress, Receipt
+from kvmwire.topics import HostTopic, ProbeTopic, ProgressTopic, ReceiptTopic, ReplicaTopic
+
+log = get_logger(__name__)
+
+_NOTEWORTHY_SHARE = 100
+"""Free space is announced anew when it changed by one part in so many of the pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this host is."""
+
+    host: str
+    labels: Mapping[str, str]
+    protocols: Sequence[str]
+    started: datetime
+
+
+def offline(host: str) -> Message:
+    """Give the last will: what the broker says of a host that is gone."""
+    return Message(HostTopic(host), encode_status(HostStatus(host=host, state=HostState.OFFLINE)))
+
+
+class Announcer:
+    """Posts statuses; the bus keeps only the newest of each topic while there is no connection."""
+
+    def __init__(
+        self, identity: Identity, record: HostRecord, *, bus: Bus, journal: Journal, stores: Mapping[str, Store]
+    ) -> None:
+        self._identity = identity
+        self._record = record
+        self._bus = bus
+        self._journal = journal
+        self._stores = stores
+        self._pools: tuple[PoolStatus, ...] = ()
+
+    async def greet(self) -> None:
+        """Announce everything: the birth, every replica and probe, and the receipts that may not have arrived."""
+        await self._look_at_pools()
+        self._post_host()
+        for replica in self._record.replicas.values():
+            self.replica(replica)
+        for probe in self._record.probes.values():
+            self.probe(probe)
+        for event_id in self._record.unsent:
+            self.receipt(self._record.receipts[event_id])
+
+    async def refresh_pools(self) -> None:
+        """Announce the host again if its pools have changed noticeably."""
+        before = self._pools
+        await self._look_at_pools()
+        if len(before) != len(self._pools) or any(map(_is_noteworthy, before, self._pools)):
+            self._post_host()
+
+    def replica(self, replica: Replica) -> None:
+        """Announce where a replica stands."""
+        topic = ReplicaTopic(self._identity.host, *replica.key)
+        self._bus.post(Message(topic, encode_status(replica.status)))
+
+    def progress(self, key: ReplicaKey, progress: Progress) -> None:
+        """Announce the figures of a running download, if anybody can hear it now."""
+        topic = ProgressTopic(self._identity.host, *key)
+        self._bus.post(Message(topic, encode_status(progress), is_retained=False, is_droppable=True))
+
+    def probe(self, probe: ProbeRecord) -> None:
+        """Announce what was found out about a template."""
+        self._bus.post(Message(ProbeTopic(self._identity.host, probe.status.template), encode_status(probe.status)))
+
+    def probe_gone(self, template: str) -> None:
+        """Clear what was announced about a template that is not registered any more."""
+        self._bus.post(Message(ProbeTopic(self._identity.host, template), b""))
+
+    def receipt(self, receipt: Receipt) -> None:
+        """Answer an event; the journal keeps the answer until the broker has taken it."""
+
+        async def sent() -> None:
+            if receipt.event in self._record.unsent:
+                await self._journal.receipt_sent(receipt.event)
+                self._record.unsent.discard(receipt.event)
+
+        topic = ReceiptTopic(self._identity.host, receipt.event)
+        self._bus.post(Message(topic, encode_status(receipt), is_retained=False, on_sent=sent))
+
+    async def _look_at_pools(self) -> None:
+        self._pools = tuple([await store.status() for store in self._stores.values()])
+
+    def _post_host(self) -> None:
+        identity = self._identity
+        status = HostStatus(
+            host=identity.host,
+            state=HostState.ONLINE,
+            version=__version__,
+            labels=dict(identity.labels),
+            protocols=tuple(identity.protocols),
+            pools=self._pools,
+            started=identity.started,
+        )
+        self._bus.post(Message(HostTopic(identity.host), encode_status(status)))
+
+
+def _is_noteworthy(before: PoolStatus, now: PoolStatus) -> bool:
+    if before.state is not now.state or before.capacity != now.capacity:
+        return True
+    if before.available is None or now.available is None or not now.capacity:
+        return before.available != now.available
+    return abs(before.available - now.available) * _NOTEWORTHY_SHARE > now.capacity

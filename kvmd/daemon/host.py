@@ -1,0 +1,81 @@
+"""Runs the parts of the daemon together, and stops them in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+
+from kvmd.core.desired import HostRecord
+from kvmd.daemon.announcer import Announcer
+from kvmd.daemon.inbox import Inbox
+from kvmd.daemon.prober import Prober
+from kvmd.daemon.reconciler import Reconciler
+from kvmd.log import get_logger
+from kvmd.notify import Notifier
+from kvmd.ports import Bus
+from kvmwire.status import ReplicaState
+
+log = get_logger(__name__)
+
+DRAIN_S = 7.0
+"""Sessions get so long to sync and journal what they have; with the farewell it stays below 10 seconds."""
+FLUSH_S = 2.0
+POOLS_EVERY_S = 30.0
+_IDLE_PASS_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """The parts, made by the composition root."""
+
+    record: HostRecord
+    bus: Bus
+    inbox: Inbox
+    announcer: Announcer
+    prober: Prober
+    reconciler: Reconciler
+    notifier: Notifier
+
+    async def run(self, stopped: asyncio.Event) -> None:
+        """Serve until ``stopped``, then drain: sessions keep what they have, statuses are sent, the broker hears a goodbye."""
+        interval_s = self.notifier.watchdog_interval_s
+        pass_s = min(_IDLE_PASS_S, interval_s / 3) if interval_s else _IDLE_PASS_S
+        async with asyncio.TaskGroup() as group:
+            bus = group.create_task(self.bus.run(inbox=self.inbox.receive, greet=self.announcer.greet))
+            work = [
+                group.create_task(self.reconciler.run(beat=self._beat, at_least_every_s=pass_s)),
+                group.create_task(self.prober.run()),
+                group.create_task(self._watch_pools()),
+            ]
+            self.notifier.ready(self._summary())
+            log.info("ready")
+            await stopped.wait()
+            self.notifier.stopping()
+            log.info("stopping: downloads are kept and go on after the next start")
+            for task in work:
+                task.cancel()
+            await asyncio.wait(work, timeout=DRAIN_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_S):
+                    await self.bus.flush()
+            bus.cancel()
+
+    def _beat(self) -> None:
+        """Feed the watchdog: called after a finished pass of the reconciler, so a loop that hangs starves it."""
+        self.notifier.watchdog()
+        self.notifier.status(self._summary())
+
+    async def _watch_pools(self) -> None:
+        while True:
+            await asyncio.sleep(POOLS_EVERY_S)
+            await self.announcer.refresh_pools()
+
+    def _summary(self) -> str:
+        counts = Counter(replica.status.state for replica in self.record.replicas.values())
+        running = sum(count for state, count in counts.items() if state.is_running)
+        broker = "connected" if self.bus.is_connected else "not connected"
+        waiting = counts[ReplicaState.QUEUED] + counts[ReplicaState.WAITING]
+        settled = f"{counts[ReplicaState.READY]} ready, {counts[ReplicaState.FAILED]} failed"
+        return f"broker {broker}; {settled}, {running} running, {waiting} waiting"

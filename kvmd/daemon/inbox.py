@@ -1,0 +1,211 @@
+"""Takes events in: decoded, judged, journaled, answered. What is accepted here is carried out, whatever happens next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from kvmd.core.desired import (
+    Arrival,
+    Desired,
+    HostRecord,
+    Judgement,
+    Recorded,
+    ReplicaKey,
+    Stamp,
+    TemplateRecord,
+    judge,
+    judge_command,
+    rechecked,
+)
+from kvmd.daemon.announcer import Announcer, Identity
+from kvmd.journal import KEPT_RECEIPTS
+from kvmd.log import get_logger
+from kvmd.ports import Clock, Delivery, Journal
+from kvmwire.codec import EventRefusedError, decode_event
+from kvmwire.events import CommandData, DeployData, Event, RegisterData, unsupported
+from kvmwire.status import Failure, Outcome, Receipt, ReplicaState
+from kvmwire.topics import CommandTopic, CredentialTopic, DeployTopic, EventTopic, RegisterTopic, Topics, Verb
+
+log = get_logger(__name__)
+
+_BEYOND_CANCELLING = {ReplicaState.READY, ReplicaState.ABSENT, ReplicaState.CANCELLED}
+
+
+class Inbox:
+    """Receives deliveries one after the other. ``on_change`` is called when there may be something to do."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        record: HostRecord,
+        *,
+        topics: Topics,
+        journal: Journal,
+        announcer: Announcer,
+        clock: Clock,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._identity = identity
+        self._record = record
+        self._topics = topics
+        self._journal = journal
+        self._announcer = announcer
+        self._clock = clock
+        self._on_change = on_change
+
+    async def receive(self, delivery: Delivery) -> None:
+        """Take one delivery; when this returns it may be acknowledged. Raises StoreIoError where it could not be journaled."""
+        topic = delivery.topic
+        if not isinstance(topic, RegisterTopic | DeployTopic | CommandTopic | CredentialTopic) or not delivery.payload:
+            return
+        try:
+            event = decode_event(self._topics, topic, delivery.payload)
+            _check_supported(event)
+        except EventRefusedError as exc:
+            await self._refuse(topic, exc, delivery)
+        else:
+            await self._take(event, delivery)
+
+    async def _take(self, event: Event, delivery: Delivery) -> None:
+        arrival = self._arrival(event.id, delivery)
+        match event.data:
+            case RegisterData() as data:
+                await self._register(event, data, arrival, delivery)
+            case DeployData() as data if data.selects(self._identity.host, self._identity.labels):
+                await self._deploy(event, data, arrival, delivery)
+            case CommandData() as data:
+                await self._command(event, data, arrival, delivery)
+            case _:
+                log.debug("event for other hosts", event_id=event.id)
+
+    async def _register(self, event: Event, data: RegisterData, arrival: Arrival, delivery: Delivery) -> None:
+        known = self._record.templates.get(data.template)
+        judgement = judge(event, known.stamp if known else None, arrival)
+        changed = (TemplateRecord(_stamp(event, judgement), data),) if judgement.is_accepted else ()
+        await self._answer(event, judgement, delivery, Recorded(self._receipt(event, judgement), templates=changed))
+
+    async def _deploy(self, event: Event, data: DeployData, arrival: Arrival, delivery: Delivery) -> None:
+        known = self._record.desired.get(ReplicaKey(data.pool, data.template_name))
+        judgement = judge(event, known.stamp if known else None, arrival)
+        order = 1 + max((one.order for one in self._record.desired.values()), default=0)
+        changed = (Desired(_stamp(event, judgement), data, order),) if judgement.is_accepted else ()
+        await self._answer(event, judgement, delivery, Recorded(self._receipt(event, judgement), desired=changed))
+
+    async def _command(self, event: Event, data: CommandData, arrival: Arrival, delivery: Delivery) -> None:
+        judgement = judge_command(event, arrival)
+        recorded = Recorded(self._receipt(event, judgement))
+        verb = event.topic.verb if isinstance(event.topic, CommandTopic) else None
+        if judgement.is_accepted:
+            recorded = replace(
+                recorded, templates=self._templates_after(verb, data), desired=self._desired_after(verb, data)
+            )
+        await self._answer(event, judgement, delivery, recorded)
+        if judgement.is_accepted and verb is Verb.ANNOUNCE:
+            await self._announcer.greet()
+
+    def _templates_after(self, verb: Verb | None, data: CommandData) -> tuple[TemplateRecord, ...]:
+        if verb is not Verb.RECHECK:
+            return ()
+        chosen = (one for one in self._record.templates.values() if data.template in {None, one.data.template})
+        return tuple(replace(one, round=one.round + 1) for one in chosen)
+
+    def _desired_after(self, verb: Verb | None, data: CommandData) -> tuple[Desired, ...]:
+        chosen = [
+            wish
+            for key, wish in self._record.desired.items()
+            if data.template in {None, key.template} and data.pool in {None, key.pool} and wish.is_present
+        ]
+        match verb:
+            case Verb.RECHECK:
+                return tuple(rechecked(wish) for wish in chosen)
+            case Verb.CANCEL:
+                return tuple(
+                    replace(wish, is_cancelled=True, reason=data.reason)
+                    for wish in chosen
+                    if self._can_be_cancelled(wish)
+                )
+            case _:
+                return ()
+
+    def _can_be_cancelled(self, wish: Desired) -> bool:
+        replica = self._record.replicas.get(wish.key)
+        return replica is None or replica.status.state not in _BEYOND_CANCELLING
+
+    async def _refuse(self, topic: EventTopic, error: EventRefusedError, delivery: Delivery) -> None:
+        receipt = Receipt(
+            event=error.event_id,
+            host=self._identity.host,
+            outcome=Outcome.REFUSED,
+            topic=self._topics.build(topic),
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            time=self._clock.now(),
+        )
+        log.warning(
+            "event refused", topic=receipt.topic, event_id=error.event_id, code=error.code, message=error.message
+        )
+        await self._keep_and_send(Recorded(receipt), delivery)
+
+    async def _answer(self, event: Event, judgement: Judgement, delivery: Delivery, recorded: Recorded) -> None:
+        log.info(
+            "event received",
+            type=event.type,
+            event_id=event.id,
+            outcome=judgement.outcome,
+            generation=judgement.generation,
+            code=judgement.failure.code if judgement.failure else None,
+        )
+        await self._keep_and_send(recorded, delivery)
+        if judgement.is_accepted:
+            self._on_change()
+
+    async def _keep_and_send(self, recorded: Recorded, delivery: Delivery) -> None:
+        """Journal the first answer to an event and send it. A retained event seen again after a reconnect needs no second one."""
+        receipt = recorded.receipt
+        earlier = self._record.receipts.get(receipt.event)
+        if earlier is None or receipt.outcome is Outcome.ACCEPTED:
+            await self._journal.record(recorded)
+            self._record.apply(recorded, kept=KEPT_RECEIPTS)
+        elif delivery.is_retained:
+            return
+        self._announcer.receipt(receipt)
+
+    def _arrival(self, event_id: str, delivery: Delivery) -> Arrival:
+        return Arrival(
+            now=self._clock.now(),
+            is_live=not delivery.is_retained and not delivery.is_redelivery,
+            earlier=self._record.receipts.get(event_id),
+        )
+
+    def _receipt(self, event: Event, judgement: Judgement) -> Receipt:
+        failure: Failure | None = judgement.failure
+        return Receipt(
+            event=event.id,
+            host=self._identity.host,
+            outcome=judgement.outcome,
+            topic=self._topics.build(event.topic),
+            generation=judgement.generation,
+            code=failure.code if failure else None,
+            message=failure.message if failure else "",
+            hint=failure.hint if failure else "",
+            time=self._clock.now(),
+        )
+
+
+def _stamp(event: Event, judgement: Judgement) -> Stamp:
+    return Stamp(judgement.generation, event.content, event.id)
+
+
+def _check_supported(event: Event) -> None:
+    """Raise EventRefusedError for what the contract knows and this version does not do."""
+    if isinstance(event.topic, CommandTopic) and event.topic.verb is Verb.SCRUB:
+        raise EventRefusedError(unsupported("the command scrub"), event.id)
+    match event.data:
+        case DeployData(machine=machine) if machine is not None:
+            raise EventRefusedError(unsupported("starting a machine (`machine`)"), event.id)
+        case RegisterData(credentials=(_, *_)) | DeployData(template=RegisterData(credentials=(_, *_))):
+            raise EventRefusedError(unsupported("a template with `credentials`"), event.id)
+        case _:
+            pass

@@ -1,0 +1,211 @@
+"""From wishes to jobs, and from a session's states to replicas. Values in, values out."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from kvmd.core.desired import Desired, HostRecord, Replica, ReplicaKey
+from kvmd.core.placement import Placement
+from kvmd.core.session import (
+    Absent,
+    Cancelled,
+    CancelRequested,
+    Committing,
+    Downloading,
+    Failed,
+    Input,
+    Ready,
+    RemovalStarted,
+    Started,
+    State,
+    Terms,
+    Waiting,
+)
+from kvmd.engine.job import Job
+from kvmd.engine.report import replica_state
+from kvmwire.events import ImageFormat, RegisterData
+from kvmwire.source import SourceUrl
+from kvmwire.status import Failure, Progress, ReplicaState, ReplicaStatus, Trust
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One wish being worked on: the job, what begins it, and what the replica was before."""
+
+    wish: Desired
+    fingerprint: str
+    job: Job
+    opening: Input
+    before: Replica | None
+
+    @property
+    def key(self) -> ReplicaKey:
+        """The subject."""
+        return self.wish.key
+
+
+def assignment(
+    record: HostRecord, key: ReplicaKey, template: RegisterData | None, *, max_virtual_size: int
+) -> Assignment:
+    """Build what a session needs. Without a template (a removal or a cancellation) the job has no sources."""
+    wish, before = record.desired[key], record.replicas.get(key)
+    fingerprint = wish.fingerprint(record.templates)
+    urls = [SourceUrl.parse(url) for url in template.urls] if template else []
+    terms = Terms(
+        volume=_volume(wish, before),
+        expected=template.digest if template else None,
+        format=template.format if template else ImageFormat.AUTO,
+        sources=len(urls),
+        max_virtual_size=max_virtual_size,
+        deadline=wish.data.deadline,
+    )
+    is_same_wish = before is not None and before.made_for == fingerprint
+    job = Job(
+        session=before.status.session if is_same_wish and before and before.status.session else uuid.uuid4().hex,
+        terms=terms,
+        urls=urls,
+        headers=template.headers if template else {},
+        size=template.size if template else None,
+        rate_limit=wish.data.rate_limit,
+        failures=before.failures if is_same_wish and before else 0,
+    )
+    if before is not None and before.placement is not None:
+        job = replace(
+            job,
+            placed=before.placement,
+            is_ours=before.is_ours,
+            is_same_content=before.content == job.content,
+            must_rehash=_is_recheck(before.made_for, fingerprint),
+            kept_for=_also_needed_by(record, key, before.placement),
+        )
+    return Assignment(wish, fingerprint, job, _opening(wish), before)
+
+
+def _opening(wish: Desired) -> Input:
+    if not wish.is_present:
+        return RemovalStarted()
+    return CancelRequested(wish.reason) if wish.is_cancelled else Started()
+
+
+def _volume(wish: Desired, before: Replica | None) -> str:
+    """Name the volume; a removal means the one that was made, whatever name the wish gives now."""
+    if not wish.is_present and before is not None and before.placement is not None:
+        return before.placement.path.rpartition("/")[2]
+    return wish.data.volume
+
+
+def _is_recheck(made_for: str, fingerprint: str) -> bool:
+    """Whether the same event is to be looked at anew: then the file is read again although nobody seems to have touched it."""
+    same_event = made_for.split("-")[:2] == fingerprint.split("-")[:2]
+    return same_event and made_for.split("-")[2] != fingerprint.split("-")[2]
+
+
+def _also_needed_by(record: HostRecord, key: ReplicaKey, placement: Placement) -> str:
+    others: Iterable[Replica] = (one for other, one in record.replicas.items() if other != key)
+    for other in others:
+        if (
+            other.placement is not None
+            and other.placement.path == placement.path
+            and other.status.state is ReplicaState.READY
+        ):
+            return f"template {other.status.template}"
+    return ""
+
+
+def queued(wish: Desired, fingerprint: str, before: Replica | None, *, now: datetime) -> Replica:
+    """Give the replica of a wish that waits for its turn."""
+    status = ReplicaStatus(
+        template=wish.key.template,
+        generation=wish.stamp.generation,
+        pool=wish.key.pool,
+        state=ReplicaState.QUEUED,
+        since=now,
+    )
+    return _carry(before, Replica(status, fingerprint))
+
+
+def put_off(
+    wish: Desired, fingerprint: str, before: Replica | None, *, failure: Failure, now: datetime, until: datetime | None
+) -> Replica:
+    """Give the replica of a wish that cannot be worked on: ``waiting`` until a time or an event, or else ``failed``."""
+    status = ReplicaStatus(
+        template=wish.key.template,
+        generation=wish.stamp.generation,
+        pool=wish.key.pool,
+        state=ReplicaState.WAITING if until else ReplicaState.FAILED,
+        code=failure.code,
+        message=failure.message,
+        hint=failure.hint,
+        since=now,
+        next_attempt=until,
+    )
+    return _carry(before, Replica(status, fingerprint))
+
+
+def replica_of(task: Assignment, state: State, *, progress: Progress | None, now: datetime) -> Replica:
+    """Give the replica that a session's state makes: what is announced and what is remembered."""
+    wish, job, before = task.wish, task.job, task.before
+    expected = job.terms.expected
+    status = ReplicaStatus(
+        template=wish.key.template,
+        generation=wish.stamp.generation,
+        pool=wish.key.pool,
+        state=replica_state(state),
+        checksum=str(expected) if expected else None,
+        trust=Trust.CHECKSUM if expected else Trust.NONE,
+        session=job.session,
+        attempt=job.failures + 1,
+        since=now,
+        progress=progress,
+    )
+    replica = Replica(status, task.fingerprint, content=job.content, failures=job.failures)
+    if before is not None:
+        replica = replace(replica, placement=before.placement, is_ours=before.is_ours, content=before.content)
+    return _with_state(replica, state, job)
+
+
+def _with_state(replica: Replica, state: State, job: Job) -> Replica:
+    match state:
+        case Downloading(size=size):
+            return _announcing(replica, size=size)
+        case Committing(_, stored, _):
+            # Written down before the rename: after a crash in between, the file under the final name is recognised as ours.
+            return replace(replica, placement=stored.placement, is_ours=True, content=job.content)
+        case Ready(placement, image, is_adopted):
+            ready = _announcing(
+                replica,
+                path=placement.path,
+                size=placement.size,
+                checksum=str(placement.digest),
+                format=image.format.value if image else None,
+                virtual_size=image.virtual_size if image else None,
+                message="the file was there already and has the right content." if is_adopted else "",
+                progress=None,
+            )
+            return replace(ready, placement=placement, is_ours=not is_adopted, content=job.content, failures=0)
+        case Waiting(failures, failure, until):
+            return replace(_failing(replica, failure, next_attempt=until), failures=failures)
+        case Failed(failure) | Cancelled(failure):
+            return replace(_failing(replica, failure), failures=0)
+        case Absent(note):
+            gone = _announcing(replica, message=note, checksum=None, trust=Trust.NONE)
+            return replace(gone, placement=None, is_ours=False, content="", failures=0)
+        case _:
+            return replica
+
+
+def _announcing(replica: Replica, **update: object) -> Replica:
+    return replace(replica, status=replica.status.model_copy(update=update))
+
+
+def _failing(replica: Replica, failure: Failure, **update: object) -> Replica:
+    return _announcing(replica, code=failure.code, message=failure.message, hint=failure.hint, **update)
+
+
+def _carry(before: Replica | None, replica: Replica) -> Replica:
+    if before is None:
+        return replica
+    return replace(replica, placement=before.placement, is_ours=before.is_ours, content=before.content)

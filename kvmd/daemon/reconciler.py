@@ -1,0 +1,212 @@
+"""Makes the desired state true: starts, stops and repeats sessions until nothing is left to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+from kvmd.core.admission import check_policy
+from kvmd.core.agenda import agenda
+from kvmd.core.desired import HostRecord, Replica, ReplicaKey
+from kvmd.core.retry import ATTEMPT_CAP_S, backoff_s
+from kvmd.core.session import State, Waiting
+from kvmd.daemon.announcer import Announcer
+from kvmd.daemon.jobs import Assignment, assignment, put_off, queued, replica_of
+from kvmd.daemon.rules import Rules
+from kvmd.engine.runner import Edges, Listener, Session
+from kvmd.engine.shaping import Shaper
+from kvmd.errors import KvmdError, PoolMissingError, TemplateUnknownError
+from kvmd.log import get_logger
+from kvmd.ports import Clock, Journal, Sources, Store
+from kvmwire.source import SourceUrl
+from kvmwire.status import Progress, ReplicaState
+
+log = get_logger(__name__)
+
+_UNKNOWN_TEMPLATE = timedelta(seconds=ATTEMPT_CAP_S)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A session under way."""
+
+    fingerprint: str
+    task: asyncio.Task[None]
+    progress: Progress | None = field(default=None)
+
+
+class Reconciler:
+    """One loop that compares what is wished with what is there. ``beat`` is called after every finished pass."""
+
+    def __init__(
+        self,
+        record: HostRecord,
+        rules: Rules,
+        *,
+        sources: Sources,
+        stores: Mapping[str, Store],
+        journal: Journal,
+        announcer: Announcer,
+        clock: Clock,
+        shaper: Shaper,
+    ) -> None:
+        self._record = record
+        self._rules = rules
+        self._sources = sources
+        self._stores = stores
+        self._journal = journal
+        self._announcer = announcer
+        self._clock = clock
+        self._shaper = shaper
+        self._running: dict[ReplicaKey, _Running] = {}
+        self._due: dict[ReplicaKey, float] = {}
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look again what is to be done."""
+        self._wake.set()
+
+    async def run(self, *, beat: Callable[[], None], at_least_every_s: float) -> None:
+        """Reconcile for ever; cancelling it stops every session and keeps what is downloaded."""
+        self._remember_times()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._wake.clear()
+                wake_at = await self._pass(group)
+                beat()
+                await self._wait(wake_at, at_least_every_s)
+
+    def _remember_times(self) -> None:
+        """Turn the journaled wall-clock times of waiting replicas into times of the clock that never jumps."""
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        for key, replica in self._record.replicas.items():
+            until = replica.status.next_attempt
+            if replica.status.state is ReplicaState.WAITING and until is not None:
+                left_s = (until - now).total_seconds()
+                self._due[key] = monotonic + max(0.0, min(left_s, ATTEMPT_CAP_S))
+
+    async def _pass(self, group: asyncio.TaskGroup) -> float | None:
+        """Do once what is to be done, and give the time at which there will be something to do by itself."""
+        running = {key: one.fingerprint for key, one in self._running.items()}
+        todo = agenda(
+            self._record, running=running, due=self._due, now=self._clock.monotonic(), slots=self._rules.slots
+        )
+        for key in todo.stop:
+            self._running[key].task.cancel()
+        await self._queue_new_wishes()
+        for key in todo.start:
+            await self._start(group, key)
+        return todo.wake_at
+
+    async def _wait(self, wake_at: float | None, at_most_s: float) -> None:
+        left_s = at_most_s if wake_at is None else min(at_most_s, max(0.0, wake_at - self._clock.monotonic()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(left_s):
+                await self._wake.wait()
+
+    async def _queue_new_wishes(self) -> None:
+        """Announce that wishes were taken on, before the first of them is worked on."""
+        for key, wish in tuple(self._record.desired.items()):
+            replica, fingerprint = self._record.replicas.get(key), wish.fingerprint(self._record.templates)
+            if key in self._running or not wish.is_present or wish.is_cancelled:
+                continue
+            if replica is not None and replica.made_for == fingerprint:
+                continue
+            await self._keep(queued(wish, fingerprint, replica, now=self._clock.now()))
+
+    async def _start(self, group: asyncio.TaskGroup, key: ReplicaKey) -> None:
+        """Begin a session, or say why there can be none."""
+        wish, before = self._record.desired[key], self._record.replicas.get(key)
+        fingerprint = wish.fingerprint(self._record.templates)
+        self._due.pop(key, None)
+        if before is not None and wish.is_cancelled and before.status.state is ReplicaState.READY:
+            await self._keep(replace(before, made_for=fingerprint))  # the cancellation came too late
+            return
+        try:
+            task = self._assign(key)
+        except KvmdError as exc:
+            await self._put_off(key, exc)
+            return
+        self._running[key] = _Running(fingerprint, group.create_task(self._work(task, self._stores[key.pool])))
+
+    def _assign(self, key: ReplicaKey) -> Assignment:
+        """Build the assignment. Raises KvmdError where there can be no session: unknown pool or template, policy."""
+        wish = self._record.desired[key]
+        if key.pool not in self._stores:
+            known = ", ".join(self._stores)
+            raise PoolMissingError(f"pool {key.pool} is not configured on this host; it has {known}.")
+        template = wish.template(self._record.templates)
+        if wish.is_present and not wish.is_cancelled:
+            if template is None:
+                raise TemplateUnknownError(
+                    f"template {key.template}: no register event for it has been seen; it goes on as soon as one arrives."
+                )
+            check_policy(
+                self._rules.policy, digest=template.digest, urls=[SourceUrl.parse(url) for url in template.urls]
+            )
+        return assignment(self._record, key, template, max_virtual_size=self._rules.limits.max_virtual_size)
+
+    async def _put_off(self, key: ReplicaKey, error: KvmdError) -> None:
+        wish, before, now = self._record.desired[key], self._record.replicas.get(key), self._clock.now()
+        pause: timedelta | None = None
+        if isinstance(error, TemplateUnknownError):
+            pause = _UNKNOWN_TEMPLATE
+        elif isinstance(error, PoolMissingError):
+            pause = timedelta(seconds=backoff_s(10, jitter=self._clock.jitter()))
+        if pause is not None:
+            self._due[key] = self._clock.monotonic() + pause.total_seconds()
+        until = now + pause if pause else None
+        fingerprint = wish.fingerprint(self._record.templates)
+        await self._keep(put_off(wish, fingerprint, before, failure=error.failure, now=now, until=until))
+
+    async def _work(self, task: Assignment, store: Store) -> None:
+        """Run one session to its end."""
+        key = task.key
+        edges = Edges(self._sources, store, self._clock, self._rules.limits, self._shaper)
+
+        async def on_state(state: State) -> None:
+            if isinstance(state, Waiting):
+                left_s = (state.until - self._clock.now()).total_seconds()
+                self._due[key] = self._clock.monotonic() + max(0.0, left_s)
+            progress = self._running[key].progress
+            replica = replica_of(task, state, progress=progress, now=self._clock.now())
+            if not _says_the_same(replica, self._record.replicas.get(key)):
+                await self._keep(replica)
+
+        def on_progress(progress: Progress) -> None:
+            self._running[key].progress = progress
+            self._announcer.progress(key, progress)
+
+        try:
+            await Session(task.job, edges, Listener(on_state, on_progress)).run(task.opening)
+        finally:
+            self._running.pop(key, None)
+            self._wake.set()
+
+    async def _keep(self, replica: Replica) -> None:
+        """Journal, remember, announce: in this order, so that nothing announced is ever forgotten."""
+        await self._journal.save_replica(replica)
+        self._record.replicas[replica.key] = replica
+        self._announcer.replica(replica)
+        status = replica.status
+        log.info(
+            "replica",
+            template=status.template,
+            pool=status.pool,
+            state=status.state,
+            session=status.session,
+            code=status.code,
+            message=status.message or None,
+        )
+
+
+def _says_the_same(replica: Replica, before: Replica | None) -> bool:
+    """Whether nothing but the times and figures has changed, as between looking for the volume and asking the sources."""
+    if before is None:
+        return False
+    then = before.status
+    status = replica.status.model_copy(update={"since": then.since, "progress": then.progress})
+    return replace(replica, status=status) == before

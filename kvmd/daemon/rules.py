@@ -1,0 +1,17 @@
+"""What sessions and probes on this host keep to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvmd.core.admission import Policy
+from kvmd.engine.job import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Limits of a session, the policy, and how many sessions run at once."""
+
+    slots: int
+    limits: Limits
+    policy: Policy

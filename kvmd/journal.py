@@ -1,0 +1,198 @@
+"""The host's journal: SQLite in WAL mode, every transaction synced before it counts.
+
+One table a kind of record, each row a JSON document that the pure core's types define. The daemon keeps the same records in memory
+and changes them only together with the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from kvmd.core.desired import Desired, HostRecord, ProbeRecord, Recorded, Replica, TemplateRecord
+from kvmd.errors import StoreIoError
+from kvmd.log import get_logger
+from kvmwire.status import Receipt
+
+log = get_logger(__name__)
+
+FILE = "journal.db"
+KEPT_RECEIPTS = 5000
+"""Receipts kept to recognise repeated events by their id; older ones are still recognised by generation and content."""
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE receipt (event TEXT PRIMARY KEY, sequence INTEGER NOT NULL, unsent INTEGER NOT NULL, document TEXT NOT NULL) STRICT;
+CREATE INDEX receipt_sequence ON receipt (sequence);
+CREATE TABLE template (name TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;
+CREATE TABLE desired (pool TEXT NOT NULL, template TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (pool, template)) STRICT;
+CREATE TABLE replica (pool TEXT NOT NULL, template TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (pool, template)) STRICT;
+CREATE TABLE probe (template TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;
+"""
+T = TypeVar("T")
+_RECEIPT = TypeAdapter(Receipt)
+_TEMPLATE = TypeAdapter(TemplateRecord)
+_DESIRED = TypeAdapter(Desired)
+_REPLICA = TypeAdapter(Replica)
+_PROBE = TypeAdapter(ProbeRecord)
+
+
+class SqliteJournal:
+    """Implements the port ``Journal``. One thread talks to SQLite."""
+
+    def __init__(self, database: sqlite3.Connection, executor: ThreadPoolExecutor) -> None:
+        self._database = database
+        self._executor = executor
+
+    @classmethod
+    async def open(cls, folder: Path) -> SqliteJournal:
+        """Open or make the journal. A damaged one is moved aside: retained events and the pools rebuild it. Raises StoreIoError."""
+        executor = ThreadPoolExecutor(1, thread_name_prefix="kvmd-journal")
+        try:
+            database = await asyncio.get_running_loop().run_in_executor(executor, _open, folder / FILE)
+        except BaseException:
+            executor.shutdown(wait=False)
+            raise
+        return cls(database, executor)
+
+    async def close(self) -> None:
+        """Close the database and end its thread."""
+        await self._perform(self._database.close)
+        self._executor.shutdown()
+
+    async def record(self, event: Recorded) -> None:
+        """See the port."""
+        await self._perform(self._record, event)
+
+    async def load(self) -> HostRecord:
+        """See the port."""
+        return await self._perform(_load, self._database)
+
+    async def save_replica(self, replica: Replica) -> None:
+        """See the port."""
+        await self._perform(self._execute, _PUT["replica"], (*replica.key, _text(_REPLICA, replica)))
+
+    async def save_probe(self, probe: ProbeRecord) -> None:
+        """See the port."""
+        await self._perform(self._execute, _PUT["probe"], (probe.status.template, _text(_PROBE, probe)))
+
+    async def receipt_sent(self, event_id: str) -> None:
+        """See the port."""
+        await self._perform(self._execute, "UPDATE receipt SET unsent = 0 WHERE event = ?", (event_id,))
+
+    async def _perform(self, work: Callable[..., T], *arguments: object) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+        except sqlite3.Error as exc:
+            raise StoreIoError(
+                f"the journal could not be written or read: {exc}; nothing of it counts.",
+                hint="Check the disk that holds state_dir, and its free space.",
+            ) from exc
+
+    def _execute(self, statement: str, values: tuple[object, ...]) -> None:
+        with self._database:
+            self._database.execute(statement, values)
+
+    def _record(self, event: Recorded) -> None:
+        receipt = event.receipt
+        with self._database as database:
+            database.execute(_PUT_RECEIPT, (receipt.event, _text(_RECEIPT, receipt)))
+            for template in event.templates:
+                database.execute(_PUT["template"], (template.data.template, _text(_TEMPLATE, template)))
+            for desired in event.desired:
+                database.execute(_PUT["desired"], (*desired.key, _text(_DESIRED, desired)))
+            database.execute(_PRUNE, (KEPT_RECEIPTS,))
+
+
+_PUT_RECEIPT = """INSERT OR REPLACE INTO receipt (event, sequence, unsent, document)
+VALUES (?1, (SELECT coalesce(max(sequence), 0) + 1 FROM receipt), 1, ?2)"""
+_PRUNE = """DELETE FROM receipt WHERE unsent = 0 AND sequence <= (SELECT max(sequence) FROM receipt) - ?"""
+_PUT = {
+    "template": "INSERT OR REPLACE INTO template (name, document) VALUES (?, ?)",
+    "desired": "INSERT OR REPLACE INTO desired (pool, template, document) VALUES (?, ?, ?)",
+    "replica": "INSERT OR REPLACE INTO replica (pool, template, document) VALUES (?, ?, ?)",
+    "probe": "INSERT OR REPLACE INTO probe (template, document) VALUES (?, ?)",
+}
+
+
+def _load(database: sqlite3.Connection) -> HostRecord:
+    record = HostRecord()
+    for unsent, document in database.execute("SELECT unsent, document FROM receipt ORDER BY sequence"):
+        receipt = _RECEIPT.validate_json(document)
+        record.receipts[receipt.event] = receipt
+        if unsent:
+            record.unsent.add(receipt.event)
+    record.templates = {one.data.template: one for one in _documents(database, "template", _TEMPLATE)}
+    record.desired = {one.key: one for one in _documents(database, "desired", _DESIRED)}
+    record.replicas = {one.key: one for one in _documents(database, "replica", _REPLICA)}
+    record.probes = {one.status.template: one for one in _documents(database, "probe", _PROBE)}
+    return record
+
+
+def _documents(database: sqlite3.Connection, table: str, adapter: TypeAdapter[T]) -> list[T]:
+    rows = database.execute(f"SELECT document FROM {table}")  # noqa: S608 - one of our own names
+    return [adapter.validate_json(document) for (document,) in rows]
+
+
+def _text(adapter: TypeAdapter[T], value: T) -> str:
+    return adapter.dump_json(value, exclude_none=True).decode()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        return _open_sound(path)
+    except (sqlite3.DatabaseError, ValidationError) as exc:
+        if isinstance(exc, sqlite3.OperationalError):
+            raise _unusable(path, exc) from exc
+        aside = _move_aside(path)
+        log.error("journal damaged: moved aside, the state is rebuilt", journal=path, aside=aside, exc=exc)
+        return _open_sound(path)
+    except OSError as exc:
+        raise _unusable(path, exc) from exc
+
+
+def _open_sound(path: Path) -> sqlite3.Connection:
+    """Open the database. Raises sqlite3.DatabaseError or ValidationError where it is damaged or of another version."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    database = sqlite3.connect(path, check_same_thread=False, timeout=5)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if version == 0 and tables == 0:
+            database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        elif version != _VERSION:
+            raise sqlite3.DatabaseError(f"version {version}, expected {_VERSION}")
+        (answer,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if answer != "ok":
+            raise sqlite3.DatabaseError(answer)
+        _load(database)
+    except BaseException:
+        database.close()
+        raise
+    path.chmod(0o600)
+    return database
+
+
+def _move_aside(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+def _unusable(path: Path, exc: Exception) -> StoreIoError:
+    return StoreIoError(
+        f"the journal {path} cannot be opened: {exc}.",
+        hint="Check that state_dir exists and that the daemon may write there.",
+    )
