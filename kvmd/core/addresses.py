@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,11 @@ class AddressPolicy:
 
 
 def _unwrapped(address: Address) -> tuple[Address, ...]:
-    """Give the IPv4 addresses that packets to this one may end at: IPv4-mapped, 6to4, Teredo and NAT64 (RFC 6052, 2.1)."""
+    """Give the IPv4 addresses that packets to this one may end at: IPv4-mapped, 6to4, Teredo, NAT64 (RFC 6052, RFC 8215)."""
     if isinstance(address, IPv4Address):
         return ()
     teredo = address.teredo
     inner = [address.ipv4_mapped, address.sixtofour, *(teredo or ())]
-    if address in _NAT64:
+    if any(address in prefix for prefix in _NAT64):
         inner.append(IPv4Address(int(address) & 0xFFFFFFFF))
     return tuple(one for one in inner if one is not None)

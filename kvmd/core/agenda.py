@@ -38,9 +38,8 @@ def agenda(
             continue
         todo.append(wish)
     todo.sort(key=lambda wish: (-wish.data.priority, wish.order))
-    start = _within_slots(
-        record, todo, running=[record.desired[key] for key in running if key in record.desired], slots=slots
-    )
+    busy = [record.desired[key] for key in running if key in record.desired]
+    start = _within_slots(record, todo, running=busy, free=slots - len(running))
     return Agenda(start, stop, wake_at)
 
 
@@ -59,10 +58,9 @@ def _is_waiting_for_its_time(
 
 
 def _within_slots(
-    record: HostRecord, todo: list[Desired], *, running: list[Desired], slots: int
+    record: HostRecord, todo: list[Desired], *, running: list[Desired], free: int
 ) -> tuple[ReplicaKey, ...]:
     claims = {claim for wish in running for claim in _claims(record, wish)}
-    free = slots - len(running)
     start: list[ReplicaKey] = []
     for wish in todo:
         if free <= 0:

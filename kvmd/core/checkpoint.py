@@ -50,6 +50,7 @@ class Checkpoint:
                 "ranges": self.entity.has_ranges,
                 "etag": self.entity.etag,
                 "last_modified": self.entity.last_modified,
+                "has_end": self.entity.has_end,
                 "checksum": self.has_checksum,
                 "stored": [[one.start, one.end] for one in self.stored],
             }
@@ -78,6 +79,7 @@ def _from_json(value: dict[str, Any]) -> Checkpoint | None:
             has_ranges=value["ranges"],
             etag=value["etag"],
             last_modified=value["last_modified"],
+            has_end=value["has_end"],
         ),
         has_checksum=value["checksum"],
         stored=RangeSet.of(ByteRange(start, end) for start, end in stored),

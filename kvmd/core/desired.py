@@ -90,7 +90,8 @@ class Desired:
 class Replica:
     """Where a replica stands: what is announced, and what only this host needs to know.
 
-    ``made_for`` is the fingerprint of the wish it was last worked on for, ``content`` what that wish was about.
+    ``made_for`` is the fingerprint of the wish it was last worked on for, ``content`` what the volume at ``placement`` was to
+    hold. ``must_rehash``: somebody asked for a recheck, so the volume is read again although nobody seems to have touched it.
     """
 
     status: ReplicaStatus
@@ -99,6 +100,7 @@ class Replica:
     failures: int = 0
     placement: Placement | None = None
     is_ours: bool = False
+    must_rehash: bool = False
 
     @property
     def key(self) -> ReplicaKey:
@@ -181,7 +183,7 @@ def judge(event: Event, current: Stamp | None, arrival: Arrival) -> Judgement:
     is_new_wish = event.is_bare and arrival.is_live and (current is None or current.content != event.content)
     if arrival.earlier is not None and not is_new_wish:
         return _repeated(arrival.earlier, generation)
-    if event.expires is not None and event.expires + CLOCK_SKEW < arrival.now:
+    if event.expires is not None and event.expires < arrival.now - CLOCK_SKEW:
         failure = _failure(FailureCode.EVENT_EXPIRED, f"the event expired at {event.expires.isoformat()}; refused.")
         return Judgement(Outcome.REFUSED, generation, failure)
     if current is None:
@@ -203,7 +205,7 @@ def judge_command(event: Event, arrival: Arrival) -> Judgement:
     """Decide about a command: carried out once an id, or once a publication where it has no id of its own."""
     if arrival.earlier is not None and not (event.is_bare and arrival.is_live):
         return _repeated(arrival.earlier, 0)
-    if event.expires is not None and event.expires + CLOCK_SKEW < arrival.now:
+    if event.expires is not None and event.expires < arrival.now - CLOCK_SKEW:
         failure = _failure(FailureCode.EVENT_EXPIRED, f"the command expired at {event.expires.isoformat()}; refused.")
         return Judgement(Outcome.REFUSED, 0, failure)
     return Judgement(Outcome.ACCEPTED, 0)

@@ -98,15 +98,22 @@ def is_exhausted(mirrors: Sequence[Mirror]) -> bool:
 
 def verdict(mirrors: Sequence[Mirror]) -> Failure:
     """Give the failure that stands for all where none is left: one that may pass by itself before a final one."""
-    failures = [m.last_failure for m in mirrors if m.last_failure is not None]
-    return min(failures, key=_weight)
+    failures = [
+        (_weight(m.last_failure, was_used=m.entity is not None), m.last_failure) for m in mirrors if m.last_failure
+    ]
+    return min(failures, key=lambda one: one[0])[1]
 
 
-_CHANGED = {FailureCode.ENTITY_CHANGED, FailureCode.SOURCE_EXPIRED}
-
-
-def _weight(failure: Failure) -> tuple[bool, bool]:
-    return (not is_retryable(failure.code), failure.code not in _CHANGED)
+def _weight(failure: Failure, *, was_used: bool) -> tuple[bool, int]:
+    """Order failures. A source that serves another file from the start says nothing about the file that was fetched."""
+    match failure.code:
+        case FailureCode.SOURCE_EXPIRED:
+            rank = 0
+        case FailureCode.ENTITY_CHANGED:
+            rank = 0 if was_used else 2
+        case _:
+            rank = 1
+    return (not is_retryable(failure.code), rank)
 
 
 def choose_entity(entities: Sequence[Entity | None], *, size: int | None) -> Entity | None:

@@ -83,15 +83,23 @@ class Plan:
             return None
         best: tuple[float, ByteRange] | None = None
         for segment in self.segments:
-            rest = segment.rest
-            if rest is None or segment.mirror == mirror or self._is_doubled(segment):
+            rest, wanted = segment.rest, self._unstored(segment)
+            if rest is None or wanted is None or segment.mirror == mirror or self._is_doubled(segment):
                 continue
             theirs = rates_bps.get(segment.mirror, 0.0)
             expected_s = rest.length / theirs if theirs > 0 else float("inf")
-            gain_s = expected_s - rest.length / mine
+            gain_s = expected_s - wanted.length / mine
             if gain_s > _TAKEOVER_GAIN_S and (best is None or gain_s > best[0]):
-                best = (gain_s, rest)
+                best = (gain_s, wanted)
         return None if best is None else best[1]
+
+    def _unstored(self, segment: Segment) -> ByteRange | None:
+        """Give the part of its rest that is wanted: an earlier takeover that broke off has stored some of it."""
+        rest = segment.rest
+        gaps = [] if rest is None else [gap for gap in self.stored.missing(rest.end) if gap.end > rest.start]
+        if rest is None or not gaps:
+            return None
+        return ByteRange(max(gaps[0].start, rest.start), gaps[-1].end)
 
     def _is_doubled(self, segment: Segment) -> bool:
         rest = segment.rest

@@ -216,7 +216,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """An effect failed at ``now``. ``has_progressed``: bytes were gained, which makes it the first failure again."""
+    """An effect failed at ``now``. ``has_progressed``: bytes were gained; where they are kept, it is the first failure again."""
 
     failure: Failure
     now: datetime
@@ -295,7 +295,9 @@ def step(state: State, happened: Input, terms: Terms) -> Step:
             return Admitting(failures), (LookUp(),)
         case ((Ready() | Failed() | Cancelled() | Absent()), Started()):
             return Admitting(), (LookUp(),)
-        case ((Queued() | Waiting() | Ready() | Failed() | Cancelled() | Absent()), RemovalStarted()):
+        case Queued(failures) | Waiting(failures), RemovalStarted():
+            return Removing(failures), (Discard(), Remove())
+        case ((Ready() | Failed() | Cancelled() | Absent()), RemovalStarted()):
             return Removing(), (Discard(), Remove())
         case Admitting() as admitting, LookedUp() as found:
             return _looked_up(admitting, found, terms)
@@ -305,7 +307,7 @@ def step(state: State, happened: Input, terms: Terms) -> Step:
             return Verifying(failures, restarts, is_alone), (Seal(),)
         case Verifying() as verifying, Sealed(stored):
             return _sealed(verifying, stored, terms)
-        case Committing(_, _, image), Committed(placement):
+        case Committing(_, stored, image), Committed(placement) if placement.digest == stored.placement.digest:
             return Ready(placement, image, is_adopted=False), ()
         case Removing(), Removed(note):
             return Absent(note), ()
@@ -393,7 +395,8 @@ def _broken(state: Running, happened: Broken, terms: Terms) -> Step:
     cleanup: tuple[Effect, ...] = (Discard(),) if failure.code in _DISCARDS else ()
     if not is_retryable(failure.code):
         return Failed(failure), cleanup
-    failures = 1 if happened.has_progressed else state.failures + 1
+    is_progress_kept = happened.has_progressed and not cleanup
+    failures = 1 if is_progress_kept else state.failures + 1
     until = happened.now + timedelta(seconds=backoff_s(failures, jitter=happened.jitter))
     if terms.deadline is not None and until > terms.deadline:
         late = DeadlineError(

@@ -78,7 +78,7 @@ def assignment(
             placed=before.placement,
             is_ours=before.is_ours,
             is_same_content=before.content == job.content,
-            must_rehash=_is_recheck(before.made_for, fingerprint),
+            must_rehash=before.must_rehash,
             kept_for=_also_needed_by(record, key, before.placement),
         )
     return Assignment(wish, fingerprint, job, _opening(wish), before)
@@ -124,7 +124,8 @@ def queued(wish: Desired, fingerprint: str, before: Replica | None, *, now: date
         state=ReplicaState.QUEUED,
         since=now,
     )
-    return _carry(before, Replica(status, fingerprint))
+    is_recheck = before is not None and _is_recheck(before.made_for, fingerprint)
+    return replace(_carry(before, Replica(status, fingerprint)), must_rehash=is_recheck)
 
 
 def put_off(
@@ -163,8 +164,9 @@ def replica_of(task: Assignment, state: State, *, progress: Progress | None, now
     )
     replica = Replica(status, task.fingerprint, content=job.content, failures=job.failures)
     if before is not None:
-        replica = replace(replica, placement=before.placement, is_ours=before.is_ours, content=before.content)
-    return _with_state(replica, state, job)
+        replica = replace(_carry(before, replica), must_rehash=before.must_rehash)
+    after = _with_state(replica, state, job)
+    return replace(after, must_rehash=False) if after.status.state.is_settled else after
 
 
 def _with_state(replica: Replica, state: State, job: Job) -> Replica:

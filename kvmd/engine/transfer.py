@@ -65,11 +65,15 @@ class _Block:
         return self.length >= BLOCK or now - self._since >= _BLOCK_S
 
     def next(self, now: float) -> _Block:
-        return _Block(self.position + self.length, now)
+        return _Block(self.end, now)
+
+    @property
+    def end(self) -> int:
+        return self.position + self.length
 
     @property
     def range(self) -> ByteRange:
-        return ByteRange(self.position, self.position + self.length)
+        return ByteRange(self.position, self.end)
 
     def cut(self, wanted: ByteRange) -> Sequence[bytes]:
         """Give these of its bytes; all of them, as nearly always, cost no copy."""
@@ -123,6 +127,11 @@ class Transfer:
         self._gauges: list[Gauge] = [Gauge(clock.monotonic()) for _ in mirrors]
 
     @property
+    def mirrors(self) -> Sequence[Mirror]:
+        """Where the mirrors stand."""
+        return self._mirrors
+
+    @property
     def has_progressed(self) -> bool:
         """Whether this attempt gained a byte."""
         return self._received > 0
@@ -138,9 +147,20 @@ class Transfer:
         return self._plan.size
 
     async def run_whole(self) -> int:
-        """Fetch everything in one stream and give the size. Raises SourceError, after which the volume is of no use."""
-        index = pick(self._mirrors, self._clock.monotonic()) or 0
-        await self._with_helpers(self._stream_whole(index))
+        """Fetch everything in one stream of one mirror, and give the size.
+
+        Raises SourceError, after which the volume is of no use; ``mirrors`` tells whether another try makes sense.
+        """
+        index = pick(self._mirrors, self._clock.monotonic())
+        if index is None:
+            raise TransferError(verdict(self._mirrors))
+        before = self._mirrors[index]
+        try:
+            await self._with_helpers(self._stream_whole(index))
+        except SourceError as exc:
+            self._mirrors[index] = before  # the bytes that came are lost, so they forgive nothing
+            self._blame(index, exc)
+            raise
         return self._plan.stored.frontier
 
     async def _with_helpers(self, work: Coroutine[None, None, None]) -> None:
@@ -231,10 +251,9 @@ class Transfer:
         source = self._sources[index]
         head = await source.probe()
         judge_head(source.url, head, self._target.wish)
-        if (
-            not serves_same(head.entity, self._target.entity, has_checksum=self._target.has_checksum)
-            or not head.entity.has_ranges
-        ):
+        chosen = self._target.entity
+        is_same = head.entity == chosen or serves_same(head.entity, chosen, has_checksum=self._target.has_checksum)
+        if not is_same or head.entity.has_ranges != chosen.has_ranges:
             raise EntityChangedError(f"source {source.url}: it serves another file than the other sources; not used.")
         self._mirrors[index] = replace(self._mirrors[index], entity=head.entity)
         return head.entity
@@ -255,8 +274,8 @@ class Transfer:
         else:
             await self._store(index, segment, block)
         finally:
-            rate = (block.position + block.length - started) / max(1e-6, now() - began)
-            self._mirrors[index] = self._mirrors[index].measured(rate)
+            rate = (block.end - started) / max(1e-6, now() - began)
+            self._mirrors[index] = self._mirrors[index].measured(max(1.0, rate))
 
     async def _watched(self, index: int, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Pass the chunks on, cut a trickle, and keep the rate limits."""
@@ -280,7 +299,7 @@ class Transfer:
         """
         if not block.length:
             return
-        fresh = [gap for gap in self._claimed.missing(block.range.end) if gap.end > block.position]
+        fresh = [gap for gap in self._claimed.missing(block.end) if gap.end > block.position]
         self._claimed = self._claimed.add(block.range)
         for gap in fresh:
             piece = ByteRange(max(gap.start, block.position), gap.end)
@@ -300,31 +319,28 @@ class Transfer:
                 self._running[segment.id][0].reschedule(now)
 
     async def _stream_whole(self, index: int) -> None:
+        now = self._clock.monotonic
         self._mirrors[index] = self._mirrors[index].started()
-        position = 0
-        async with self._sources[index].read(None, self._target.entity) as chunks:
-            block: list[bytes] = []
-            gathered = 0
+        async with self._sources[index].read(None, await self._entity_of(index)) as chunks:
+            block = _Block(0, now())
             async for chunk in self._watched(index, chunks):
-                block.append(chunk)
-                gathered += len(chunk)
-                if gathered >= BLOCK:
-                    position = await self._store_whole(index, position, block)
-                    block, gathered = [], 0
-            if block:
-                await self._store_whole(index, position, block)
+                block.add(chunk)
+                if block.is_full(now()):
+                    await self._store_whole(index, block)
+                    block = block.next(now())
+            await self._store_whole(index, block)
 
-    async def _store_whole(self, index: int, position: int, block: Sequence[bytes]) -> int:
-        length = sum(len(chunk) for chunk in block)
-        if self._limits.max_size and position + length > self._limits.max_size:
+    async def _store_whole(self, index: int, block: _Block) -> None:
+        if not block.length:
+            return
+        if self._limits.max_size and block.end > self._limits.max_size:
             raise TooLargeError(
                 f"source {self._sources[index].url}: more than the {self._limits.max_size} bytes that policy.max_size allows; refused."
             )
-        await self._target.volume.write(position, block)
-        self._plan = replace(self._plan, stored=self._plan.stored.add(ByteRange(position, position + length)))
-        self._mirrors[index] = self._mirrors[index].received(length)
-        self._received += length
-        return position + length
+        await self._target.volume.write(block.position, block.chunks)
+        self._plan = replace(self._plan, stored=self._plan.stored.add(block.range))
+        self._mirrors[index] = self._mirrors[index].received(block.length)
+        self._received += block.length
 
     def _blame(self, index: int, error: KvmdError) -> None:
         mirror = self._mirrors[index]
