@@ -30,9 +30,10 @@ class Archive:
 async def open_archive(state_dir: Path) -> AsyncGenerator[Archive, None]:
     """Give the archive and close its file at the end."""
     registry = Registry(state_dir)
-    with ThreadPoolExecutor(1, thread_name_prefix="registry") as executor:
-        archive = Archive(registry, executor)
-        try:
-            yield archive
-        finally:
-            await asyncio.shield(archive.call(Registry.close))
+    executor = ThreadPoolExecutor(1, thread_name_prefix="registry")
+    archive = Archive(registry, executor)
+    try:
+        yield archive
+    finally:
+        await asyncio.shield(archive.call(Registry.close))
+        executor.shutdown(wait=False)  # nothing is left to wait for, and waiting would hold up the loop

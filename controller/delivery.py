@@ -82,9 +82,10 @@ class Deliveries:
             found.append(delivery.stored)
         return found
 
-    def open_count(self, fleet: Fleet) -> int:
-        """How many events lack the answer of a host that listens."""
-        return sum(1 for event_id in self._open if self.silent(event_id, fleet))
+    @property
+    def open_count(self) -> int:
+        """How many events are to be sent again, unless answers come first."""
+        return sum(1 for delivery in self._open.values() if delivery.next_send < math.inf)
 
     def _delay_s(self, attempt: int) -> float:
         return resend_delay_s(attempt, self._chance())

@@ -45,7 +45,8 @@ def _host(fleet: Fleet, host: str) -> str:
     if status is None:
         return f"{host} has never announced itself here."
     pools = ", ".join(f"{pool.name} ({pool.state.value})" for pool in status.pools) or "none"
-    return f"{host} is {status.state.value} since {moment(status.since)}, kvmd {status.version or '?'}, pools: {pools}."
+    since, version = moment(status.since or status.started), status.version or "?"
+    return f"{host} is {status.state.value} since {since}, kvmd {version}, pools: {pools}."
 
 
 def _template(fleet: Fleet, template: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import sqlite3
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -171,9 +172,10 @@ class Registry:
         self.close()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with (self.path.parent / "registry.lock").open("w") as lock:
+            with (self.path.parent / "registry.lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._db = self._open_or_replace()
+                _give_to_owner(self.path.parent, lock.name, self.path)
         except OSError as exc:
             raise self._unusable(exc.strerror or str(exc)) from exc
         self._inode = _inode(self.path)
@@ -272,6 +274,14 @@ def _inode(path: Path) -> int:
         return path.stat().st_ino
     except FileNotFoundError:
         return 0
+
+
+def _give_to_owner(folder: Path, *files: str | Path) -> None:
+    """Let the folder's owner, such as the service's user, write what root makes there; SQLite does so with its own files."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        for file in files:
+            os.chown(file, owner.st_uid, owner.st_gid)
 
 
 def _free_name(path: Path) -> Path:

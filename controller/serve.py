@@ -1,13 +1,15 @@
 """The long-running controller: sends events again until their hosts have answered, and restores what a broker lost.
 
 It keeps every retained event it sees. After each connection it compares: what the broker lacks, or has in an older
-generation, is published again. Room is left beside ``_Server`` for a REST API and a web page; they are later work.
+generation, is published again. So a topic that was cleared while nobody served comes back (`unregister` and `remove` are
+the lasting ways); one that is cleared under its eyes stays clear.
+
+Room is left beside ``_Server`` for a REST API and a web page; they are later work.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import signal
 import time
@@ -23,6 +25,7 @@ from controller.fleet import Change, EventChange, Fleet, Seen, StatusChange
 from controller.notify import Notifier
 from controller.publish import source
 from controller.registry import Registry, Stored
+from controller.supervise import beside
 from kvmwire.codec import EventRefusedError, decode_event
 from kvmwire.events import Event
 from kvmwire.status import HostState, HostStatus, Receipt
@@ -89,8 +92,14 @@ class _Server:
             self._note(change, is_live=not message.retained, was_online=was_online)
 
     async def run(self, link: Link, stop: asyncio.Event) -> None:
-        """Tick until told to stop; the watchdog is fed by the loop that does the work."""
-        while not stop.is_set():
+        """Work until told to stop; then write what is not yet written."""
+        async with beside(self._work(link)):
+            await stop.wait()
+        await self._save()
+
+    async def _work(self, link: Link) -> None:
+        """Tick for ever; the watchdog is fed by the loop that does the work."""
+        while True:
             if link.is_connected:
                 try:
                     async with asyncio.timeout(self._settle_limit_s()):
@@ -101,10 +110,7 @@ class _Server:
                     _log.error("a round failed", error=exc.message, hint=exc.hint)
             self._notifier.watchdog()
             self._tell(link)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TICK_S):
-                    await stop.wait()
-        await self._save()
+            await asyncio.sleep(_TICK_S)
 
     def _settle_limit_s(self) -> float:
         """Stay well under the watchdog, also when a broker hangs."""
@@ -223,7 +229,7 @@ class _Server:
     def _tell(self, link: Link) -> None:
         online = sum(1 for host in self._fleet.hosts if self._fleet.is_online(host))
         broker = f"connected to {self._settings.mqtt.url}" if link.is_connected else "no broker"
-        unanswered = self._deliveries.open_count(self._fleet)
+        unanswered = self._deliveries.open_count
         status = f"{broker}; {online} of {len(self._fleet.hosts)} hosts online; {unanswered} events unanswered"
         if status != self._status:
             self._status = status

@@ -18,6 +18,7 @@ from kvmwire.status import HostState, HostStatus, Receipt
 from kvmwire.topics import HostTopic
 
 _STEP_S = 0.5
+_PAUSE_S = 0.03
 
 
 class Session:
@@ -64,9 +65,12 @@ class Session:
         self._changed.set()
 
     async def until(self, is_true: Callable[[], bool]) -> None:
-        """Return when it is true; asked after each message and twice a second."""
+        """Return when it is true; asked when something changed, but not for each message of a large fleet."""
         while not is_true():
-            self._changed.clear()
+            await asyncio.sleep(_PAUSE_S)
+            if self._changed.is_set():
+                self._changed.clear()
+                continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_STEP_S):
                     await self._changed.wait()

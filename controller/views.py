@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,9 +25,9 @@ Rows = tuple[list[Row], Table]
 def hosts(fleet: Fleet) -> Rows:
     """Every host with its pools."""
     rows, shown = list[Row](), table("hosts", "host", "state", "version", "pools", "labels", "ready", "since")
+    ready = Counter(topic.host for topic in _ready(fleet))
     for name, host in sorted(fleet.hosts.items()):
-        ready = _count_ready(s for t, s in fleet.replicas.items() if t.host == name)
-        rows.append({"kind": "host", **host.model_dump(mode="json"), "ready": ready})
+        rows.append({"kind": "host", **host.model_dump(mode="json"), "ready": ready[name]})
         pools = ", ".join(f"{p.name} {p.state.value} {size(p.available)} free" for p in host.pools)
         labels = ", ".join(f"{key}={value}" for key, value in sorted(host.labels.items()))
         shown.add_row(
@@ -35,8 +36,8 @@ def hosts(fleet: Fleet) -> Rows:
             text(host.version),
             text(pools),
             text(labels),
-            str(ready),
-            moment(host.since),
+            str(ready[name]),
+            moment(host.since or host.started),
         )
     return rows, shown
 
@@ -45,13 +46,14 @@ def templates(fleet: Fleet, names: Iterable[str] | None = None) -> Rows:
     """Every registered template, or those named."""
     rows = list[Row]()
     shown = table("templates", "template", "format", "size", "checksum", "sources", "ready on", "generation")
+    on = defaultdict[str, set[str]](set)
+    for topic in _ready(fleet):
+        on[topic.template].add(topic.host)
     for name, record in fleet.templates().items():
         if names is not None and name not in names:
             continue
         seen = fleet.events[RegisterTopic(name)].event
-        ready = sorted(
-            {t.host for t, s in fleet.replicas.items() if t.template == name and s.state is ReplicaState.READY}
-        )
+        ready = sorted(on[name])
         rows.append(
             {
                 "kind": "template",
@@ -211,8 +213,9 @@ def history(events: Iterable[tuple[Stored, set[str], list[Receipt]]]) -> Rows:
 
 def progress(status: ReplicaStatus, figures: Progress | None) -> str:
     """Write how far a download is."""
-    if status.state is ReplicaState.READY or figures is None or not status.state.is_running:
-        return size(status.size) if status.size else ""
+    if figures is None or not status.state.is_running:
+        whole = size(status.size) if status.size else ""
+        return f"of {whole}" if whole and status.state.is_running else whole
     whole = f"{figures.done / figures.size:.0%} of {size(figures.size)}" if figures.size else size(figures.done)
     return f"{whole}, {size(figures.bytes_per_second)}/s"
 
@@ -228,8 +231,8 @@ def why(status: ReplicaStatus | ProbeStatus) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _count_ready(statuses: Iterable[ReplicaStatus]) -> int:
-    return sum(1 for status in statuses if status.state is ReplicaState.READY)
+def _ready(fleet: Fleet) -> list[ReplicaTopic]:
+    return [topic for topic, status in fleet.replicas.items() if status.state is ReplicaState.READY]
 
 
 def _replica_order(topic: ReplicaTopic) -> tuple[str, str, str]:

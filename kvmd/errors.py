@@ -176,8 +176,8 @@ class EmptySourceError(SourceError):
 class TransferError(SourceError):
     """No source is left; carries the failure that stands for all of them."""
 
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message, hint=failure.hint)
+    def __init__(self, failure: Failure, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(failure.message, hint=failure.hint, retry_after_s=retry_after_s)
         self.code = failure.code
 
 

@@ -104,6 +104,8 @@ class SqliteJournal:
             database.execute(_PUT_RECEIPT, (receipt.event, _text(_RECEIPT, receipt)))
             for template in event.templates:
                 database.execute(_PUT["template"], (template.data.template, _text(_TEMPLATE, template)))
+                if not template.is_present:
+                    database.execute("DELETE FROM probe WHERE template = ?", (template.data.template,))
             for desired in event.desired:
                 database.execute(_PUT["desired"], (*desired.key, _text(_DESIRED, desired)))
             database.execute(_PRUNE, (KEPT_RECEIPTS,))

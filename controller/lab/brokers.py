@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from controller.errors import UsageError
@@ -41,11 +41,16 @@ BROKERS: dict[str, tuple[str, str, Callable[[Path, int], str]]] = {
 }
 
 
-def command(kind: str, folder: Path, port: int) -> list[str | Path]:
-    """Write the broker's configuration and give the words that start it. Raises UsageError where there is none."""
+def command(kind: str, folder: Path, port: int, *, where: Sequence[str] | None = None) -> list[str | Path]:
+    """Write the broker's configuration and give the words that start it. Raises UsageError where there is none.
+
+    ``where`` names the folders to look in; else beside this Python, where wheels put programs, on PATH, and where
+    daemons are.
+    """
+    folders = usual_folders() if where is None else where
     for name in BROKERS if kind == "auto" else (kind,):
         program, option, configure = BROKERS[name]
-        found = find(program)
+        found = shutil.which(program, path=os.pathsep.join(folders))
         if found is not None:
             folder.mkdir(parents=True, exist_ok=True)
             config = folder / f"{name}.conf"
@@ -57,8 +62,6 @@ def command(kind: str, folder: Path, port: int) -> list[str | Path]:
     )
 
 
-def find(program: str) -> Path | None:
-    """Look beside this Python, where wheels put programs, then on PATH and where daemons are."""
-    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]
-    found = shutil.which(program, path=os.pathsep.join(folders))
-    return Path(found) if found else None
+def usual_folders() -> list[str]:
+    """Name the folders in which brokers are."""
+    return [str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.table import Table
 
-from kvmd.config import check, describe, load
+from kvmd.config import describe, load
+from kvmd.config.checking import check
 from kvmwire.codes import Exit
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -13,8 +12,6 @@ from kvmwire.digest import Digest
 from kvmwire.events import ImageFormat
 from kvmwire.headers import check_header_name, check_header_value
 from kvmwire.source import SourceUrl
-
-Run = Callable[[argparse.Namespace], int]
 
 
 class Commands(Protocol):
@@ -26,35 +23,35 @@ class Commands(Protocol):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser; the chosen command's function stands in ``run``."""
-    from kvmd.cli import config, daemon, fetch, inspect, probe  # noqa: PLC0415 - they use the types of this module
-
+    """Build the parser; the chosen command's module in this package stands in ``module``."""
     parser = argparse.ArgumentParser(
         prog="kvmd", description="Virtual-machine images from their origin straight into primary storage."
     )
     parser.add_argument("--version", action="version", version=f"kvmd {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_run(commands, daemon.run)
-    _add_fetch(commands, fetch.run)
-    _add_probe(commands, probe.run)
-    _add_inspect(commands, inspect.run)
-    _add_config(commands, config.run)
+    _add_run(commands)
+    _add_fetch(commands)
+    _add_probe(commands)
+    _add_inspect(commands)
+    _add_config(commands)
     return parser
 
 
-def _add(commands: Commands, name: str, *, text: str, run: Run) -> argparse.ArgumentParser:
+def _add(commands: Commands, name: str, *, text: str, module: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=run)
+    parser.set_defaults(module=module)
     return parser
 
 
-def _add_run(commands: Commands, run: Run) -> None:
-    parser = _add(commands, "run", text="run the daemon of this host", run=run)
+def _add_run(commands: Commands) -> None:
+    parser = _add(commands, "run", text="run the daemon of this host", module="daemon")
     _add_config_file(parser)
 
 
-def _add_fetch(commands: Commands, run: Run) -> None:
-    parser = _add(commands, "fetch", text="download one image with the daemon's engine, without a broker", run=run)
+def _add_fetch(commands: Commands) -> None:
+    parser = _add(
+        commands, "fetch", text="download one image with the daemon's engine, without a broker", module="fetch"
+    )
     parser.add_argument(
         "urls", metavar="URL", nargs="+", type=_url, help="source of the image; all of them are mirrors"
     )
@@ -73,20 +70,22 @@ def _add_fetch(commands: Commands, run: Run) -> None:
     _add_request(parser)
 
 
-def _add_probe(commands: Commands, run: Run) -> None:
-    parser = _add(commands, "probe", text="show what a host would see at each URL", run=run)
+def _add_probe(commands: Commands) -> None:
+    parser = _add(commands, "probe", text="show what a host would see at each URL", module="probe")
     parser.add_argument("urls", metavar="URL", nargs="+", type=_url, help="source to look at")
     _add_request(parser)
 
 
-def _add_inspect(commands: Commands, run: Run) -> None:
-    parser = _add(commands, "inspect", text="show an image's format and sizes, and why it would be refused", run=run)
+def _add_inspect(commands: Commands) -> None:
+    parser = _add(
+        commands, "inspect", text="show an image's format and sizes, and why it would be refused", module="inspect"
+    )
     parser.add_argument("file", metavar="FILE", type=Path, help="image to look at")
     _add_json(parser)
 
 
-def _add_config(commands: Commands, run: Run) -> None:
-    parser = _add(commands, "config", text="show the effective settings and where each came from", run=run)
+def _add_config(commands: Commands) -> None:
+    parser = _add(commands, "config", text="show the effective settings and where each came from", module="config")
     parser.add_argument("--check", action="store_true", help="also look at the files and folders that they name")
     _add_config_file(parser)
     _add_json(parser)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kvmd.config.checking import Finding, check
 from kvmd.config.loading import DEFAULT_FILE, Described, Loaded, describe, load
 from kvmd.config.settings import (
     DirectoryPool,
@@ -18,7 +17,6 @@ __all__ = [
     "DEFAULT_FILE",
     "Described",
     "DirectoryPool",
-    "Finding",
     "Loaded",
     "LogSettings",
     "MetricsSettings",
@@ -26,7 +24,6 @@ __all__ = [
     "PolicySettings",
     "Settings",
     "TransferSettings",
-    "check",
     "describe",
     "load",
 ]

@@ -146,6 +146,8 @@ class HostRecord:
             del self.receipts[oldest]
         for template in recorded.templates:
             self.templates[template.data.template] = template
+            if not template.is_present:
+                self.probes.pop(template.data.template, None)
         for desired in recorded.desired:
             self.desired[desired.key] = desired
 

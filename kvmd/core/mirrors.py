@@ -79,10 +79,22 @@ class Mirror:
 def pick(mirrors: Sequence[Mirror], now: float) -> int | None:
     """Give the index of the source for the next request, None where none may get one now.
 
-    Sources that were never measured come first, so that they get measured; then the fastest; then the order of the event.
+    Idle sources that were never measured come first, so that they get measured; then the fastest. Those that are being measured share
+    what there is, so that one slow source does not get all of a small file. Then the order of the event decides.
     """
-    free = [(m.failures, m.rate_bps > 0, -m.rate_bps, m.order, i) for i, m in enumerate(mirrors) if m.can_start(now)]
+    free = [(*_rank(mirror), index) for index, mirror in enumerate(mirrors) if mirror.can_start(now)]
     return min(free)[-1] if free else None
+
+
+def _rank(mirror: Mirror) -> tuple[int, bool, float, int, int]:
+    is_known = mirror.rate_bps > 0
+    return (
+        mirror.failures,
+        is_known or mirror.active > 0,
+        -mirror.rate_bps,
+        0 if is_known else mirror.active,
+        mirror.order,
+    )
 
 
 def next_start(mirrors: Sequence[Mirror]) -> float | None:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from kvmd.core.image import ImageHead, check_format, inspect_head
 from kvmd.core.placement import Placement, Stored
-from kvmd.core.retry import backoff_s, is_retryable
+from kvmd.core.retry import backoff_s, is_retryable, server_pause_s
 from kvmd.errors import (
     CancelledByUserError,
     ChecksumMismatchError,
@@ -216,12 +216,16 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """An effect failed at ``now``. ``has_progressed``: bytes were gained; where they are kept, it is the first failure again."""
+    """An effect failed at ``now``. ``has_progressed``: bytes were gained; where they are kept, it is the first failure again.
+
+    ``retry_after_s`` is the pause that the source asked for, 0 where it did not.
+    """
 
     failure: Failure
     now: datetime
     jitter: float
     has_progressed: bool = False
+    retry_after_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +287,9 @@ class IllegalTransitionError(Exception):
 
 
 MAX_RESTARTS = 1
-"""How often a download begins anew from nothing because the entity changed or the bytes were wrong."""
+"""How often a download begins anew from nothing because the entity changed."""
+MAX_ALONE = 3
+"""How often it begins anew because the bytes of several sources were wrong, each time from another one alone."""
 
 _DISCARDS = frozenset({FailureCode.CHECKSUM_MISMATCH, FailureCode.ENTITY_CHANGED, FailureCode.IO, FailureCode.EXISTS})
 
@@ -291,14 +297,10 @@ _DISCARDS = frozenset({FailureCode.CHECKSUM_MISMATCH, FailureCode.ENTITY_CHANGED
 def step(state: State, happened: Input, terms: Terms) -> Step:
     """Give the next state and what is to be done. Raises IllegalTransitionError; total for every legal pair."""
     match state, happened:
-        case Queued(failures) | Waiting(failures), Started():
-            return Admitting(failures), (LookUp(),)
-        case ((Ready() | Failed() | Cancelled() | Absent()), Started()):
-            return Admitting(), (LookUp(),)
-        case Queued(failures) | Waiting(failures), RemovalStarted():
-            return Removing(failures), (Discard(), Remove())
-        case ((Ready() | Failed() | Cancelled() | Absent()), RemovalStarted()):
-            return Removing(), (Discard(), Remove())
+        case (Queued() | Waiting() | Ready() | Failed() | Cancelled() | Absent()) as resting, Started():
+            return Admitting(_failures_before(resting)), (LookUp(),)
+        case (Queued() | Waiting() | Ready() | Failed() | Cancelled() | Absent()) as resting, RemovalStarted():
+            return Removing(_failures_before(resting)), (Discard(), Remove())
         case Admitting() as admitting, LookedUp() as found:
             return _looked_up(admitting, found, terms)
         case Probing(failures, restarts, is_alone), Probed(size):
@@ -320,6 +322,10 @@ def step(state: State, happened: Input, terms: Terms) -> Step:
             return Cancelled(CancelledByUserError(_cancel_message(reason)).failure), (Discard(),)
         case _:
             raise IllegalTransitionError(f"{type(happened).__name__} in {type(state).__name__}")
+
+
+def _failures_before(state: State) -> int:
+    return state.failures if isinstance(state, Queued | Waiting) else 0
 
 
 def _looked_up(state: Admitting, found: LookedUp, terms: Terms) -> Step:
@@ -363,7 +369,7 @@ def _sealed(state: Verifying, stored: Stored, terms: Terms) -> Step:
             f"volume {terms.volume}: expected {terms.expected}, got {actual} of {stored.placement.size} bytes; "
             "the bytes were discarded."
         )
-        if terms.sources > 1 and state.restarts < MAX_RESTARTS:
+        if terms.sources > 1 and state.restarts < min(terms.sources, MAX_ALONE):
             return Probing(state.failures, state.restarts + 1, is_alone=True), (Discard(), Probe())
         return Failed(error.failure), (Discard(),)
     try:
@@ -397,7 +403,10 @@ def _broken(state: Running, happened: Broken, terms: Terms) -> Step:
         return Failed(failure), cleanup
     is_progress_kept = happened.has_progressed and not cleanup
     failures = 1 if is_progress_kept else state.failures + 1
-    until = happened.now + timedelta(seconds=backoff_s(failures, jitter=happened.jitter))
+    pause_s = backoff_s(failures, jitter=happened.jitter)
+    if happened.retry_after_s > 0:
+        pause_s = max(pause_s, server_pause_s(happened.retry_after_s, failures=failures, jitter=happened.jitter))
+    until = happened.now + timedelta(seconds=pause_s)
     if terms.deadline is not None and until > terms.deadline:
         late = DeadlineError(
             f"volume {terms.volume}: the deadline {terms.deadline.isoformat()} comes before the next attempt; "

@@ -49,13 +49,19 @@ class Announcer:
         self._pools: tuple[PoolStatus, ...] = ()
 
     async def greet(self) -> None:
-        """Announce everything: the birth, every replica and probe, and the receipts that may not have arrived."""
+        """Announce everything: the birth, every replica and probe, and the receipts that may not have arrived.
+
+        What the broker keeps of templates that are unregistered is cleared, also after a crash before it was.
+        """
         await self._look_at_pools()
         self._post_host()
         for replica in self._record.replicas.values():
             self.replica(replica)
         for probe in self._record.probes.values():
             self.probe(probe)
+        for template in self._record.templates.values():
+            if not template.is_present:
+                self.probe_gone(template.data.template)
         for event_id in self._record.unsent:
             self.receipt(self._record.receipts[event_id])
 

@@ -84,6 +84,8 @@ class Inbox:
         judgement = judge(event, known.stamp if known else None, arrival)
         changed = (TemplateRecord(_stamp(event, judgement), data),) if judgement.is_accepted else ()
         await self._answer(event, judgement, delivery, Recorded(self._receipt(event, judgement), templates=changed))
+        if changed and not changed[0].is_present:
+            self._announcer.probe_gone(data.template)
 
     async def _deploy(self, event: Event, data: DeployData, arrival: Arrival, delivery: Delivery) -> None:
         known = self._record.desired.get(ReplicaKey(data.pool, data.template_name))

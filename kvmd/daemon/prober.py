@@ -75,6 +75,8 @@ class Prober:
         name = template.data.template
         try:
             findings = await self._ask(template.data)
+            if self._record.templates.get(name) != template:
+                return  # a newer event came meanwhile: its own probe follows, or it wants none
             status = probe_status(name, template.stamp.generation, findings, self._clock.now())
             probe = ProbeRecord(status, template.fingerprint)
             await self._journal.save_probe(probe)

@@ -47,7 +47,7 @@ async def probe_one(source: Source, wish: Wish, clock: Clock) -> Finding:
     try:
         head = await source.probe()
         image = judge_head(source.url, head, wish)
-    except (SourceError, ContentError) as exc:
+    except (SourceError, ContentError, InternalError) as exc:
         error = exc
     except Exception as exc:  # noqa: BLE001 - one source must not take the others with it
         log.unexpected("probe failed unexpectedly", exc, source=source.url)

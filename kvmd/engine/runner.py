@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.entity import Entity
-from kvmd.core.mirrors import Mirror, choose_entity, serves_same, verdict
-from kvmd.core.retry import backoff_s, is_retryable
+from kvmd.core.mirrors import Mirror, choose_entity, is_exhausted, next_start, serves_same, verdict
+from kvmd.core.retry import is_retryable, server_pause_s
 from kvmd.core.session import (
     Broken,
     Commit,
@@ -36,24 +36,28 @@ from kvmd.engine.probing import Finding, Wish, probe_until_usable
 from kvmd.engine.shaping import Shaper
 from kvmd.engine.transfer import Target, Transfer
 from kvmd.errors import (
+    ChecksumMismatchError,
     DeadlineError,
     EntityChangedError,
     InternalError,
     KvmdError,
     ProtocolError,
+    RangeMismatchError,
     SourceError,
     TransferError,
 )
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Source, Sources, Store, Volume, VolumeRequest
-from kvmwire.status import Progress
+from kvmwire.status import Failure, Progress
 
 log = get_logger(__name__)
 
 PROBE_GRACE_S = 1.0
 """How long slow mirrors may keep a download from starting once one has answered."""
-_WHOLE_TRIES = 5
-"""Streams without ranges begin anew after a break; so often in one attempt."""
+_PROBE_TRIES = 3
+"""So often a source is probed in one attempt while it fails in a way that may pass."""
+_PATIENCE_S = 30.0
+"""A longer pause that a source asks for is not spent inside of an attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class Session:
         self._volume: Volume | None = None
         self._size = 0
         self._has_progressed = False
+        self._proven_wrong: set[int] = set()
 
     async def run(self, opening: Input) -> State:
         """Perform everything that follows from the opening, and give the state it ends in."""
@@ -167,13 +172,12 @@ class Session:
     async def _probe(self) -> Probed:
         job, limits = self._job, self._edges.limits
         self._sources = [self._edges.sources.open(url, job.headers) for url in job.urls]
-        self._findings = await probe_until_usable(self._sources, self._wish, self._edges.clock, grace_s=PROBE_GRACE_S)
-        usable = [
-            f.head.entity if f is not None and f.head is not None and f.error is None else None for f in self._findings
-        ]
-        entity = choose_entity(usable, size=job.size)
+        self._findings = [None] * len(self._sources)
+        await self._ask_all()
+        entity = self._best_entity()
         if entity is None:
-            raise TransferError(verdict([self._mirror(i, limits) for i in range(len(self._sources))]))
+            failure = verdict([self._mirror(i, limits) for i in range(len(self._sources))])
+            raise TransferError(failure, retry_after_s=self._asked_pause_s())
         has_checksum = job.terms.expected is not None
         if not entity.has_end and not has_checksum:
             raise ProtocolError(
@@ -184,6 +188,35 @@ class Session:
         self._entity = entity
         return Probed(entity.size)
 
+    async def _ask_all(self) -> None:
+        """Probe every source at once; while none can be used, ask those again whose failure may pass."""
+        todo, clock = list(range(len(self._sources))), self._edges.clock
+        for tries in range(_PROBE_TRIES):
+            asked = [self._sources[i] for i in todo]
+            findings = await probe_until_usable(asked, self._wish, clock, grace_s=PROBE_GRACE_S)
+            for index, finding in zip(todo, findings, strict=True):
+                self._findings[index] = finding
+            todo = [i for i, f in enumerate(self._findings) if f and f.error and is_retryable(f.error.code)]
+            pause_s = server_pause_s(self._asked_pause_s(), failures=tries, jitter=clock.jitter())
+            is_last = not todo or tries == _PROBE_TRIES - 1 or pause_s > _PATIENCE_S
+            if is_last or self._best_entity() is not None:
+                return
+            await asyncio.sleep(pause_s)
+
+    def _best_entity(self) -> Entity | None:
+        usable = [
+            f.head.entity if f is not None and f.head is not None and f.error is None else None for f in self._findings
+        ]
+        return choose_entity(usable, size=self._job.size)
+
+    def _asked_pause_s(self) -> float:
+        """Give the shortest pause that a source asked for, 0 where one that may recover asked for none."""
+        errors = [f.error for f in self._findings if f is not None]
+        pauses = [
+            error.retry_after_s for error in errors if isinstance(error, SourceError) and is_retryable(error.code)
+        ]
+        return min(pauses, default=0.0)
+
     async def _fetch(self, *, is_alone: bool) -> Fetched:
         entity = self._chosen
         can_range = entity.has_ranges and entity.size is not None
@@ -191,32 +224,42 @@ class Session:
             await self._fetch_ranges(entity, is_alone=is_alone)
         else:
             log.warning("ranges not used: one stream", session=self._job.session, code="RANGE_UNSUPPORTED")
-            await self._fetch_whole(entity)
+            await self._fetch_whole(entity, is_alone=is_alone)
         return Fetched()
 
     async def _fetch_ranges(self, entity: Entity, *, is_alone: bool) -> None:
+        mirrors = self._mirrors(entity, is_alone=is_alone)
         self._volume = await self._open(entity, resumes=True)
-        transfer = self._transfer(self._mirrors(entity, is_alone=is_alone), entity)
+        transfer = self._transfer(mirrors, entity)
         try:
             self._size = await transfer.run()
         finally:
             self._has_progressed = transfer.has_progressed
+        if self._volume.checkpoint is None:
+            self._note_single_origin(transfer.mirrors)
 
-    async def _fetch_whole(self, entity: Entity) -> None:
+    async def _fetch_whole(self, entity: Entity, *, is_alone: bool) -> None:
         """Fetch in one stream; a broken one is begun anew, because nothing proves that the rest would fit."""
-        for tries in range(1, _WHOLE_TRIES + 1):
+        clock, mirrors = self._edges.clock, self._mirrors(entity, is_alone=is_alone)
+        while True:
             self._volume = await self._open(entity, resumes=False)
-            transfer = self._transfer(self._mirrors(entity, is_alone=False), entity)
+            transfer = self._transfer(mirrors, entity)
             try:
                 self._size = await transfer.run_whole()
             except SourceError as exc:
-                if not is_retryable(exc.code) or tries == _WHOLE_TRIES:
-                    raise
-                await self._discard()
-                pause_s = exc.retry_after_s or backoff_s(tries, jitter=self._edges.clock.jitter(), base_s=0.25)
-                await asyncio.sleep(min(pause_s, 60.0))
+                mirrors = list(transfer.mirrors)
+                if is_exhausted(mirrors):
+                    raise TransferError(verdict(mirrors)) from exc
             else:
-                return
+                return self._note_single_origin(transfer.mirrors)
+            await self._discard()
+            await asyncio.sleep(max(0.0, (next_start(mirrors) or 0.0) - clock.monotonic()))
+
+    def _note_single_origin(self, mirrors: Sequence[Mirror]) -> None:
+        """Remember a source that gave every byte: should the checksum turn out wrong, then it is the one that lies."""
+        origins = [i for i, mirror in enumerate(mirrors) if mirror.bytes]
+        if len(origins) == 1:
+            self._proven_wrong.add(origins[0])
 
     def _transfer(self, mirrors: Sequence[Mirror], entity: Entity) -> Transfer:
         shaper = Shaper(self._job.rate_limit, self._edges.clock)
@@ -235,31 +278,54 @@ class Session:
         mirrors = [self._mirror(i, self._edges.limits, entity) for i in range(len(self._sources))]
         if not is_alone:
             return mirrors
-        best = next(i for i, mirror in enumerate(mirrors) if not mirror.is_banned)
-        aside = TransferError(
-            EntityChangedError("set aside: the mix of several sources had a wrong checksum.").failure
+        able = [i for i, mirror in enumerate(mirrors) if not mirror.is_banned and i not in self._proven_wrong]
+        if not able:
+            raise ChecksumMismatchError(
+                f"volume {self._job.terms.volume}: expected {self._job.terms.expected}; each source that can be used was tried alone, "
+                "and none has it."
+            )
+        alone = min(able, key=lambda i: (mirrors[i].entity is None, i))
+        return [
+            mirror if i == alone or mirror.is_banned else mirror.banned(self._aside(i))
+            for i, mirror in enumerate(mirrors)
+        ]
+
+    def _aside(self, index: int) -> Failure:
+        url = self._job.urls[index]
+        if index in self._proven_wrong:
+            return ChecksumMismatchError(f"source {url}: what it serves has a wrong checksum; not used.").failure
+        return ChecksumMismatchError(
+            f"source {url}: set aside, because the mix of all sources had a wrong checksum."
         ).failure
-        return [mirror if i == best or mirror.is_banned else mirror.banned(aside) for i, mirror in enumerate(mirrors)]
 
     def _mirror(self, index: int, limits: Limits, chosen: Entity | None = None) -> Mirror:
         finding, url = self._findings[index], self._job.urls[index]
         mirror = Mirror(order=index, limit=limits.connections_per_source)
         if finding is None:
             return mirror
-        if finding.error is not None:
-            return mirror.banned(finding.error.failure)
+        error = finding.error
+        if error is not None:
+            return mirror.failed(
+                error.failure,
+                now=self._edges.clock.monotonic(),
+                jitter=self._edges.clock.jitter(),
+                retry_after_s=error.retry_after_s if isinstance(error, SourceError) else 0.0,
+                is_throttle=isinstance(error, SourceError) and error.is_throttle,
+            )
         entity = finding.head.entity if finding.head is not None else None
         if entity is None or chosen is None:
             return mirror.banned(ProtocolError(f"source {url}: no source serves the promised size.").failure)
         has_checksum = self._job.terms.expected is not None
-        if entity != chosen and (
-            not serves_same(entity, chosen, has_checksum=has_checksum) or entity.has_ranges != chosen.has_ranges
-        ):
-            error = EntityChangedError(
+        if entity != chosen and not serves_same(entity, chosen, has_checksum=has_checksum):
+            other = EntityChangedError(
                 f"source {url}: it serves {entity.size} bytes, the chosen file has {chosen.size}, or cannot be shown to be the same; "
                 "not used."
             )
-            return mirror.banned(error.failure)
+            return mirror.banned(other.failure)
+        if entity.has_ranges != chosen.has_ranges:
+            return mirror.banned(
+                RangeMismatchError(f"source {url}: it does not serve ranges, others do; not used.").failure
+            )
         return Mirror(order=index, limit=limits.connections_per_source, entity=entity)
 
     async def _open(self, entity: Entity, *, resumes: bool) -> Volume:
@@ -303,7 +369,13 @@ class Session:
 
     def _broken(self, error: KvmdError) -> Broken:
         clock = self._edges.clock
-        return Broken(error.failure, clock.now(), clock.jitter(), has_progressed=self._has_progressed)
+        return Broken(
+            error.failure,
+            clock.now(),
+            clock.jitter(),
+            has_progressed=self._has_progressed,
+            retry_after_s=error.retry_after_s if isinstance(error, SourceError) else 0.0,
+        )
 
     @property
     def _wish(self) -> Wish:

@@ -44,6 +44,8 @@ _BLOCK_S = 1.0
 """A slow stream's bytes are written after so long: what is only in memory is lost when the process is killed."""
 _JUDGED_AFTER_S = 1.0
 """A request is this old before its own speed counts against its source."""
+_HOPED_BPS = 1.0 * MIB
+"""An idle source that was never measured is tried for the bytes of one that is slower than this."""
 _FINAL_SAVE_S = 5.0
 _PROGRESS_S = 1.0
 
@@ -200,10 +202,10 @@ class Transfer:
 
     def _choose_takeover(self, now: float) -> tuple[int, ByteRange] | None:
         """Find the fastest source that may be asked and would deliver running bytes of a slow one clearly earlier."""
-        able = [i for i, mirror in enumerate(self._mirrors) if mirror.can_start(now) and mirror.rate_bps > 0]
-        slowness = self._observed_rates(now)
-        for index in sorted(able, key=lambda i: -self._mirrors[i].rate_bps):
-            wanted = self._plan.takeover(index, slowness | {index: self._mirrors[index].rate_bps})
+        observed = self._observed_rates(now)
+        rates = {i: _hoped_rate(mirror) for i, mirror in enumerate(self._mirrors) if mirror.can_start(now)}
+        for index, rate in sorted(rates.items(), key=lambda item: -item[1]):
+            wanted = self._plan.takeover(index, observed | {index: rate})
             if wanted is not None:
                 return index, wanted
         return None
@@ -409,3 +411,8 @@ class Transfer:
         urls = [str(source.url) for source in self._sources]
         entity, done = self._target.entity, self._plan.stored.length
         self._on_progress(describe(self._mirrors, urls, self._gauges, size=entity.size, done=done, start=self._start))
+
+
+def _hoped_rate(mirror: Mirror) -> float:
+    """Give the rate that one more request to it may have: 0 while the first is not measured yet."""
+    return mirror.rate_bps or (0.0 if mirror.active else _HOPED_BPS)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import resource
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from urllib.parse import urljoin
 
@@ -13,8 +16,12 @@ import aiohttp
 
 from kvmd.core.entity import Entity
 from kvmd.core.ranges import ByteRange
+from kvmd.core.watch import SpeedWatch
 from kvmd.errors import (
+    EmptySourceError,
     EntityChangedError,
+    InternalError,
+    KvmdError,
     ProtocolError,
     RangeMismatchError,
     RedirectForbiddenError,
@@ -46,7 +53,7 @@ from kvmwire.source import SourceUrl
 MAX_REDIRECTS = 5
 HEAD = ByteRange(0, 64 * 1024)
 """The first range: enough to know the format of an image, ISO's descriptors at 32 KiB included."""
-_ERROR_BODY = 4096
+_ERROR_BODY, _ERROR_BODY_S = 4096, 5.0
 
 
 class HttpSources:
@@ -109,11 +116,17 @@ class HttpSource:
         wanted = HEAD.end if entity.size is None else min(HEAD.end, entity.size)
         if answer.status == PARTIAL:
             check_range(answer, ByteRange(0, wanted), entity)
-        head = bytearray()
-        async for chunk in _stream(response, self._url, self._first.settings.stall_timeout_s):
+        head, stall_timeout_s = bytearray(), self._first.settings.stall_timeout_s
+        watch, asked = SpeedWatch(), time.monotonic()
+        async for chunk in _stream(response, self._url, stall_timeout_s):
             head += chunk
             if len(head) >= wanted:
                 break
+            watch, asked = watch.heard(len(chunk), time.monotonic() - asked), time.monotonic()
+            if watch.is_due(stall_timeout_s) and watch.is_too_slow:
+                raise SourceStalledError(f"source {self._url}: {watch}; the connection was cut.")
+        if not head:
+            raise EmptySourceError(f"source {self._url}: the file has 0 bytes; refused.")
         if len(head) < wanted and entity.size is not None:
             raise SourceUnreachableError(f"source {self._url}: the answer ended after {len(head)} of {wanted} bytes.")
         return bytes(head[:wanted])
@@ -203,9 +216,10 @@ class HttpSource:
 async def _error_body(response: aiohttp.ClientResponse, answer: Answer) -> bytes:
     if answer.status != 400:  # noqa: PLR2004 - only this one is looked into
         return b""
-    with _translated(answer.url):
-        async with asyncio.timeout(5):
+    with suppress(TimeoutError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(_ERROR_BODY_S):
             return await response.content.read(_ERROR_BODY)
+    return b""
 
 
 async def _stream(response: aiohttp.ClientResponse, url: SourceUrl, stall_timeout_s: float) -> AsyncIterator[bytes]:
@@ -214,14 +228,15 @@ async def _stream(response: aiohttp.ClientResponse, url: SourceUrl, stall_timeou
         with _translated(url):
             try:
                 async with asyncio.timeout(stall_timeout_s):
-                    chunk = await response.content.readany()
+                    chunk, is_chunk_end = await response.content.readchunk()
             except TimeoutError as exc:
                 raise SourceStalledError(
                     f"source {url}: no byte for {stall_timeout_s:g} s; the connection was cut."
                 ) from exc
-        if not chunk:
+        if chunk:
+            yield chunk
+        elif not is_chunk_end:
             return
-        yield chunk
 
 
 async def _exactly(chunks: AsyncIterator[bytes], length: int | None, url: SourceUrl) -> AsyncIterator[bytes]:
@@ -257,11 +272,17 @@ def _translated(url: SourceUrl) -> Generator[None]:
         raise ProtocolError(f"source {url}: not proper HTTP ({_text(exc)}); refused.") from exc
 
 
-def _os_error(url: SourceUrl, exc: OSError) -> SourceError:
+def _os_error(url: SourceUrl, exc: OSError) -> KvmdError:
     cause: BaseException | None = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
     if isinstance(cause, ForbiddenAddressError):
         return UrlForbiddenError(
             f"source {url}: its address {cause.address} is not allowed by this host's policy; not dialled."
+        )
+    if isinstance(cause, OSError) and cause.errno in {errno.EMFILE, errno.ENFILE}:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return InternalError(
+            f"source {url}: this process may open no more files (its limit is {limit}, LimitNOFILE in systemd).",
+            hint="Raise the limit of open files.",
         )
     if isinstance(exc, ssl.SSLError) or isinstance(exc.__cause__, ssl.SSLError):
         return _tls_error(url, exc)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import stat
 import threading
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
@@ -19,7 +19,7 @@ from kvmd.errors import ExistsError, KvmdError, NoSpaceError, PoolReadonlyError
 from kvmd.ports import VolumeRequest
 from kvmd.store.calls import allocate, translated
 from kvmd.store.hashing import digest_file
-from kvmd.store.partial import HEAD_SIZE, PartialFiles, PartialVolume, placement_of
+from kvmd.store.partial import HEAD_SIZE, PARTIAL, PartialFiles, PartialVolume, placement_of
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolState, PoolStatus
 
@@ -28,7 +28,8 @@ STAGING = ".kvmd"
 T = TypeVar("T")
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_VOLUME = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_PARTIAL = re.compile(r"(?P<name>.+)\.(?P<key>[0-9a-f]{16})\.(part|json|json\.new)")
+KEEP_S = 30 * 86400.0
+"""Partial data that was not written to for so long is deleted when another volume is opened."""
 
 
 class DirectoryStore:
@@ -46,7 +47,14 @@ class DirectoryStore:
         """See the port. Opening is one at a time, so that two volumes never count on the same free space."""
         async with self._admission:
             with translated(f"pool {self._name} at {self._path}"):
-                return await self._on_thread(self._open, request)
+                opening = asyncio.get_running_loop().run_in_executor(self._executor, self._open, request)
+                try:
+                    return await asyncio.shield(opening)
+                except asyncio.CancelledError:
+                    # The thread goes on, and nobody else would ever let go of the volume and its lock.
+                    volume = await opening
+                    await volume.close(discard=False)
+                    raise
 
     async def find(self, name: str, *, known: Placement | None, algorithm: Algorithm) -> Stored | None:
         """See the port."""
@@ -83,13 +91,15 @@ class DirectoryStore:
             os.close(fd)
 
     def _open(self, request: VolumeRequest) -> PartialVolume:
-        files = self._files(request)
+        files = self._files(request.name, request.key)
         try:
             fd = files.open()
         except BaseException:
             files.close()
             raise
+        checkpoint: Checkpoint | None = None
         try:
+            self._sweep(files)
             checkpoint = self._resumable(files, fd, request)
             self._reserve(fd, request)
             return PartialVolume(
@@ -103,11 +113,21 @@ class DirectoryStore:
                 on_close=lambda: self._release(request),
             )
         except BaseException:
+            if checkpoint is None:
+                files.delete()
             os.close(fd)
             files.close()
             raise
 
-    def _files(self, request: VolumeRequest) -> PartialFiles:
+    def _sweep(self, files: PartialFiles) -> None:
+        """Delete what was left behind long ago and nobody is working on."""
+        oldest = time.time() - KEEP_S
+        for match in filter(None, map(PARTIAL.fullmatch, os.listdir(files.staging))):
+            with suppress(OSError):
+                if os.stat(match[0], dir_fd=files.staging, follow_symlinks=False).st_mtime < oldest:
+                    self._discard_one(match["name"], match["key"])
+
+    def _files(self, name: str, key: str) -> PartialFiles:
         pool = os.open(self._path, _OPEN_FOLDER)
         try:
             with suppress(FileExistsError):
@@ -116,7 +136,7 @@ class DirectoryStore:
         except BaseException:
             os.close(pool)
             raise
-        return PartialFiles(pool=pool, staging=staging, name=request.name, key=request.key)
+        return PartialFiles(pool=pool, staging=staging, name=name, key=key)
 
     def _resumable(self, files: PartialFiles, fd: int, request: VolumeRequest) -> Checkpoint | None:
         """Give the earlier attempt's checkpoint where it may be gone on from; else empty the file."""
@@ -164,6 +184,7 @@ class DirectoryStore:
                 )
             fd = os.open(name, _OPEN_VOLUME, dir_fd=pool)
         try:
+            self._forget_journals(name)
             head = os.pread(fd, HEAD_SIZE, 0)
             if known is not None and known.digest.algorithm is algorithm:
                 now = placement_of(fd, str(self._path / name), known.digest)
@@ -172,6 +193,16 @@ class DirectoryStore:
             return Stored(placement_of(fd, str(self._path / name), digest_file(fd, algorithm, stopped)), head)
         finally:
             os.close(fd)
+
+    def _forget_journals(self, name: str) -> None:
+        """Delete the journal that a crash between the rename and its deletion left: its data has become the volume."""
+        with suppress(OSError, KvmdError):
+            for key in self._keys(name):
+                files = self._files(name, key)
+                try:
+                    files.forget_without_data()
+                finally:
+                    files.close()
 
     def _remove(self, placement: Placement) -> bool:
         name = Path(placement.path).name
@@ -190,29 +221,31 @@ class DirectoryStore:
         return True
 
     def _discard(self, name: str) -> None:
+        for key in self._keys(name):
+            self._discard_one(name, key)
+
+    def _keys(self, name: str) -> set[str]:
+        """Give the keys of all partial volumes of that name."""
         with self._folder() as pool:
             try:
                 staging = os.open(STAGING, _OPEN_FOLDER, dir_fd=pool)
             except FileNotFoundError:
-                return
+                return set()
             try:
-                keys = {m["key"] for m in map(_PARTIAL.fullmatch, os.listdir(staging)) if m and m["name"] == name}
+                return {m["key"] for m in map(PARTIAL.fullmatch, os.listdir(staging)) if m and m["name"] == name}
             finally:
                 os.close(staging)
-        for key in keys:
-            self._discard_one(VolumeRequest(name=name, key=key, size=None, algorithm=Algorithm.SHA_256))
 
-    def _discard_one(self, request: VolumeRequest) -> None:
-        files = self._files(request)
+    def _discard_one(self, name: str, key: str) -> None:
+        files = self._files(name, key)
         try:
-            fd = files.open()
-        except BlockingIOError:
-            files.close()
-            return
-        try:
-            files.delete()
+            with suppress(BlockingIOError):
+                fd = files.open()
+                try:
+                    files.delete()
+                finally:
+                    os.close(fd)
         finally:
-            os.close(fd)
             files.close()
 
     def _status(self) -> PoolStatus:

@@ -86,10 +86,13 @@ class FrontierHash:
         return Digest(self._algorithm, self._hasher.hexdigest())
 
     def stop(self) -> None:
-        """Give up and wait for the thread, so that the file can be closed."""
+        """Give up: whoever waits for the digest gets Stopped."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify()
+
+    def join(self) -> None:
+        """Wait for the thread's end after stop() or finish(): only then may the file be closed."""
         self._thread.join()
 
     def _run(self) -> None:

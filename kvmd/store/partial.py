@@ -5,25 +5,32 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, StoreIoError
 from kvmd.store.calls import punch_hole, rename_noreplace, translated
-from kvmd.store.hashing import FrontierHash
+from kvmd.store.hashing import FrontierHash, Stopped
 from kvmwire.digest import Algorithm, Digest
 
 HEAD_SIZE = 64 * 1024
 ZERO_BLOCK = bytes(64 * 1024)
 """Runs of zeros become holes in steps of this size."""
+_ZERO_PROBE = 16
+_IOV_MAX = 1024
 MAX_CHECKPOINT = 8 * 1024 * 1024
 _VOLUME_MODE = 0o644
 T = TypeVar("T")
+
+
+PARTIAL = re.compile(r"(?P<name>.+)\.(?P<key>[0-9a-f]{16})\.(?P<kind>part|json|json\.new)")
+"""Names of the files of partial volumes."""
 
 
 class PartialFiles:
@@ -83,6 +90,13 @@ class PartialFiles:
         self._unlink(self.journal + ".new")
         self._unlink(self.journal)
 
+    def forget_without_data(self) -> None:
+        """Delete the journal of data that is not there any more."""
+        try:
+            os.stat(self.part, dir_fd=self.staging, follow_symlinks=False)
+        except FileNotFoundError:
+            self.forget()
+
     def delete(self) -> None:
         """Delete everything; the journal first, because it must never speak of data that is gone."""
         self.forget()
@@ -131,7 +145,9 @@ class PartialVolume:
         self._written = checkpoint.stored if checkpoint else RangeSet()
         self._is_poisoned = False
         self._is_closed = False
+        self._is_resumable = checkpoint is not None
         self._sealed: Placement | None = None
+        self._working: set[asyncio.Future[Any]] = set()
         self._hash = FrontierHash(fd, algorithm)
         self._hash.advance(self._written.frontier)
 
@@ -142,9 +158,9 @@ class PartialVolume:
 
     async def write(self, offset: int, chunks: Sequence[bytes]) -> None:
         """See the port."""
-        data = b"".join(chunks)
-        await self._perform(f"writing {len(data)} bytes at {offset} of {self._path}", self._write, offset, data)
-        self._written = self._written.add(ByteRange(offset, offset + len(data)))
+        length = sum(map(len, chunks))
+        await self._perform(f"writing {length} bytes at {offset} of {self._path}", self._write, offset, chunks)
+        self._written = self._written.add(ByteRange(offset, offset + length))
         self._hash.advance(self._written.frontier)
 
     async def save(self, checkpoint: Checkpoint) -> None:
@@ -157,20 +173,20 @@ class PartialVolume:
 
     async def commit(self) -> Placement:
         """See the port."""
-        try:
-            return await self._perform(f"committing {self._path}", self._commit)
-        except FileExistsError as exc:
-            raise ExistsError(
-                f"volume {self._path}: a file of that name appeared while the image was downloaded; it was left as it is."
-            ) from exc
+        return await self._perform(f"committing {self._path}", self._commit)
 
     async def close(self, *, discard: bool) -> None:
         """See the port."""
         if self._is_closed:
             return
         self._is_closed = True
+        self._hash.stop()
+        if self._working:
+            # Work whose awaiter was cancelled goes on in its thread: were the descriptor closed, it could write into another file.
+            await asyncio.wait(self._working)
+        is_useless = self._is_poisoned or not self._is_resumable
         try:
-            await asyncio.get_running_loop().run_in_executor(self._executor, self._close, discard or self._is_poisoned)
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._close, discard or is_useless)
         finally:
             self._on_close()
 
@@ -178,22 +194,33 @@ class PartialVolume:
         """Do blocking work on a thread; after an error nothing but closing is possible any more."""
         if self._is_poisoned or self._is_closed:
             raise StoreIoError(f"{what}: an earlier write or sync failed; the partial volume is discarded.")
-        try:
-            with translated(what):
-                return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
-        except FileExistsError:
-            raise
-        except Exception:
-            self._is_poisoned = True
-            raise
+        with translated(what):
+            working = asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+            self._working.add(working)
+            working.add_done_callback(self._worked)
+            return await asyncio.shield(working)
 
-    def _write(self, offset: int, data: bytes) -> None:
-        if not self._is_sparse:
-            self._write_all(offset, memoryview(data))
+    def _worked(self, working: asyncio.Future[Any]) -> None:
+        """Forget work that is over; an error counts also where nobody awaits it any more."""
+        self._working.discard(working)
+        error = None if working.cancelled() else working.exception()
+        if error is not None and not isinstance(error, ExistsError | Stopped):
+            self._is_poisoned = True
+
+    def _write(self, offset: int, chunks: Sequence[bytes]) -> None:
+        if not (self._is_sparse and may_hold_zeros(chunks)):
+            self._write_vector(offset, chunks)
             return
+        data = b"".join(chunks)
         for start, end, is_zero in zero_runs(data):
             if not is_zero or not punch_hole(self._fd, offset + start, end - start):
                 self._write_all(offset + start, memoryview(data)[start:end])
+
+    def _write_vector(self, offset: int, chunks: Sequence[bytes]) -> None:
+        """Write without gathering the chunks first, which would copy every byte once more."""
+        count = os.pwritev(self._fd, chunks, offset) if len(chunks) <= _IOV_MAX else 0
+        if count < sum(map(len, chunks)):
+            self._write_all(offset + count, memoryview(b"".join(chunks))[count:])
 
     def _write_all(self, offset: int, data: memoryview) -> None:
         while data:
@@ -203,6 +230,7 @@ class PartialVolume:
     def _save(self, checkpoint: Checkpoint) -> None:
         os.fdatasync(self._fd)
         self._files.write_journal(checkpoint)
+        self._is_resumable = True
 
     def _seal(self, size: int) -> Stored:
         os.ftruncate(self._fd, size)
@@ -214,17 +242,35 @@ class PartialVolume:
     def _commit(self) -> Placement:
         if self._sealed is None:
             raise StoreIoError(f"{self._path} was not verified; refused.")
-        self._files.publish(self._fd)
+        try:
+            self._files.publish(self._fd)
+        except FileExistsError as exc:
+            raise ExistsError(
+                f"volume {self._path}: a file of that name appeared while the image was downloaded; it was left as it is."
+            ) from exc
         return self._sealed
 
     def _close(self, discard: bool) -> None:  # noqa: FBT001 - run_in_executor passes no keywords
-        self._hash.stop()
+        self._hash.join()
         try:
             if discard and self._files.is_still_named(self._fd):
                 self._files.delete()
         finally:
             os.close(self._fd)
             self._files.close()
+
+
+def may_hold_zeros(chunks: Sequence[bytes]) -> bool:
+    """Whether a block of zeros can start at one of the block borders; looks at a few bytes of each block only."""
+    position = border = 0
+    for chunk in chunks:
+        while border < position + len(chunk):
+            start = border - position
+            if chunk.startswith(ZERO_BLOCK[: min(_ZERO_PROBE, len(chunk) - start)], start):
+                return True
+            border += len(ZERO_BLOCK)
+        position += len(chunk)
+    return False
 
 
 def zero_runs(data: bytes) -> list[tuple[int, int, bool]]:

@@ -67,7 +67,7 @@ class Kvmctl:
 
     async def run(self, *words: str) -> Ended:
         """Run a command to its end, in this process: starting Python takes longer than most commands."""
-        arguments = build_parser().parse_args(words)
+        arguments = await asyncio.to_thread(lambda: build_parser().parse_args(words))
         stdout, stderr = io.StringIO(), io.StringIO()
         output = Output(is_json=getattr(arguments, "json", False), stdout=stdout, stderr=stderr)
         async with asyncio.timeout(15):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from pathlib import Path
 
 from kvmwire.codec import decode_event
 from kvmwire.codes import FailureCode
@@ -14,7 +13,6 @@ from kvmwire.topics import DeployTopic, ProgressTopic, RegisterTopic, Topics
 from tests.controller.kvmctl import CHECKSUM, URL, Kvmctl, ended
 from tests.controller.scripted_host import Script, ScriptedHost
 from tests.support.brokers import Broker
-from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 TOPICS = Topics()
@@ -279,11 +277,3 @@ async def test_a_broker_that_restarts_does_not_end_the_waiting(broker: Broker, k
             await host.finish(event.data, event.generation or 0)
             done = await ended(process)
     assert done.code == 0, done.stderr
-
-
-async def test_without_a_broker_one_line_says_what_to_do(tmp_path: Path) -> None:
-    done = await Kvmctl(f"mqtt://127.0.0.1:{free_port()}", tmp_path).run("hosts")
-    assert done.code == 4
-    assert "Connection refused" in done.stderr
-    assert "--mqtt" in done.stderr
-    assert "Traceback" not in done.stderr

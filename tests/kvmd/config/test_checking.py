@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from kvmd.config import DirectoryPool, Finding, MqttSettings, Settings, check
+from kvmd.config import DirectoryPool, MqttSettings, Settings
+from kvmd.config.checking import Finding, check
 from kvmd.errors import ConfigError
 from tests.support.tls import Authority
 

@@ -1,0 +1,55 @@
+# Everything sets itself up; `make help` lists the targets.
+TEST_PACKAGES = curl mosquitto mosquitto-clients nginx-light openssl qemu-utils strace systemd util-linux iproute2
+BENCH_PACKAGES = aria2 curl nginx-light openssl
+KILLS ?= 300
+URL ?=
+CHECKSUM ?=
+
+.PHONY: help demo test check system bench reference lock clean
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: ## three hosts on this machine: register, deploy, ready (URL=... CHECKSUM=... for an image of your own)
+	@.ci/venv requirements.lock
+	@.venv/bin/python examples/demo/demo.py $(if $(URL),--url '$(URL)') $(if $(CHECKSUM),--checksum '$(CHECKSUM)')
+
+test: ## all tests but the long fault loops
+	@.ci/packages $(TEST_PACKAGES)
+	@.ci/venv requirements-dev.lock
+	.venv/bin/pytest -n 2 --dist loadscope -m 'not system'
+
+system: ## the long fault loops (KILLS=300)
+	@.ci/packages $(TEST_PACKAGES)
+	@.ci/venv requirements-dev.lock
+	CRASH_KILLS=$(KILLS) .venv/bin/pytest -m system
+
+check: ## format, lint, types, architecture, spelling, generated reference
+	@.ci/venv requirements-dev.lock
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	.venv/bin/basedpyright
+	.venv/bin/lint-imports
+	.venv/bin/codespell
+	.venv/bin/python docs/generate.py --check
+
+bench: ## speed beside aria2c and curl, and what the daemon costs
+	@.ci/packages $(BENCH_PACKAGES)
+	@.ci/venv requirements-dev.lock
+	.venv/bin/python -m bench.transfer
+	.venv/bin/python -m bench.daemon
+
+reference: ## write docs/reference anew
+	@.ci/venv requirements-dev.lock
+	.venv/bin/python docs/generate.py
+
+lock: ## pin the newest allowed versions of all packages
+	@.ci/venv requirements-dev.lock
+	.venv/bin/pip install --quiet uv
+	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --extra lab --group build -o requirements.lock pyproject.toml
+	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --extra dev --group build -o requirements-dev.lock pyproject.toml
+
+clean: ## remove what these targets made
+	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

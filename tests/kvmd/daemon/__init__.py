@@ -1,0 +1,1 @@
+"""Tests of the running daemon against real brokers and a real origin."""

@@ -1,0 +1,176 @@
+"""Runs real sessions from real URLs into a real folder, and checks what must hold after each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from kvmd.app import disk_threads, limits_of, typed_sources
+from kvmd.clock import SystemClock
+from kvmd.config import Settings
+from kvmd.core.session import Cancelled, Failed, Ready, Started, State, Terms, Waiting
+from kvmd.engine.job import Job
+from kvmd.engine.runner import Edges, Listener, Session
+from kvmd.engine.shaping import Shaper
+from kvmd.fetch.connections import TlsFiles
+from kvmd.store.directory import STAGING, DirectoryStore
+from kvmwire.digest import Digest
+from kvmwire.events import ImageFormat
+from kvmwire.source import SourceUrl
+from kvmwire.status import Failure, Progress, SourceProgress
+from tests.support.contents import Content, hexdigest
+from tests.support.waiting import eventually
+
+STALL_S = 0.4
+"""Stall timeout of these tests: long against a loaded machine's pauses, short against a test."""
+
+
+class SteadyClock(SystemClock):
+    """Real time, and dice that always show zero: the shortest pauses."""
+
+    def jitter(self) -> float:
+        """Give 0."""
+        return 0.0
+
+
+@dataclass
+class Outcome:
+    """How a session ended, and what it said on the way."""
+
+    state: State
+    states: list[State]
+    progress: list[Progress]
+    path: Path
+
+    @property
+    def failure(self) -> Failure:
+        """The failure that it ended with."""
+        match self.state:
+            case Failed(failure) | Cancelled(failure):
+                return failure
+            case Waiting(_, failure, _):
+                return failure
+            case _:
+                raise AssertionError(f"expected a failure, got {self.state}")
+
+    @property
+    def code(self) -> str:
+        """The failure's code, ``ready`` where there is none."""
+        return "ready" if isinstance(self.state, Ready) else self.failure.code.value
+
+    @property
+    def sources(self) -> tuple[SourceProgress, ...]:
+        """The last that was told of each source."""
+        return self.progress[-1].sources
+
+
+def digest_of(content: bytes | Content) -> Digest:
+    """Give the SHA-256 of a content."""
+    return Digest.parse("{SHA-256}" + hexdigest(content))
+
+
+class Host:
+    """A host with one pool. ``transfer`` and ``policy`` are settings over those that make tests fast."""
+
+    def __init__(
+        self, folder: Path, *, transfer: Mapping[str, object] | None = None, policy: Mapping[str, object] | None = None
+    ) -> None:
+        self.pool = folder / "pool"
+        self.pool.mkdir(parents=True, exist_ok=True)
+        (folder / "outside").write_text("not kvmd's")
+        self._folder = folder
+        self._found: dict[str, bytes] = {}
+        self.settings = Settings.model_validate(
+            {
+                "host": "kvm01",
+                "transfer": {"stall_timeout_s": STALL_S, "connect_timeout_s": 2.0, **(transfer or {})},
+                "policy": {**(policy or {})},
+            }
+        )
+
+    async def fetch(  # noqa: PLR0913 - what a deploy event can say
+        self,
+        *urls: str,
+        expected: bytes | Content | Digest | None = None,
+        name: str = "disk.img",
+        format: ImageFormat = ImageFormat.AUTO,  # noqa: A002 - its name in events
+        headers: Mapping[str, str] | None = None,
+        tls: TlsFiles | None = None,
+        size: int | None = None,
+        deadline: datetime | None = None,
+        on_progress: asyncio.Event | None = None,
+    ) -> Outcome:
+        """Run one session to its end, and check what must hold after every one."""
+        before = self._surroundings()
+        self._found = {path.name: path.read_bytes() for path in self.pool.iterdir() if path.is_file()}
+        parsed = [SourceUrl.parse(url) for url in urls]
+        digest = expected if expected is None or isinstance(expected, Digest) else digest_of(expected)
+        terms = Terms(name, digest, format, len(urls), self.settings.policy.max_virtual_size, deadline)
+        outcome = Outcome(Failed(Failure(code="INTERNAL", message="-", hint="-")), [], [], self.pool / name)
+
+        async def on_state(state: State) -> None:  # noqa: RUF029 - the listener's form
+            outcome.states.append(state)
+
+        def note(progress: Progress) -> None:
+            outcome.progress.append(progress)
+            if on_progress is not None and progress.done:
+                on_progress.set()
+
+        job = Job(session=uuid.uuid4().hex, terms=terms, urls=parsed, headers=headers or {}, size=size)
+        clock = SteadyClock()
+        executor = disk_threads(self.settings)
+        try:
+            async with typed_sources(self.settings, parsed, tls or TlsFiles()) as sources:
+                store = DirectoryStore("pool", self.pool, executor=executor)
+                edges = Edges(sources, store, clock, limits_of(self.settings), Shaper(0, clock))
+                outcome.state = await Session(job, edges, Listener(on_state, note)).run(Started())
+        finally:
+            await asyncio.to_thread(executor.shutdown)
+            await self._check(outcome, digest, before)
+        return outcome
+
+    def partial_files(self) -> dict[str, int]:
+        """Give name and size of everything in the staging folder."""
+        staging = self.pool / STAGING
+        return {path.name: path.stat().st_size for path in staging.iterdir()} if staging.exists() else {}
+
+    async def _check(self, outcome: Outcome, digest: Digest | None, before: object) -> None:
+        path = outcome.path
+        if isinstance(outcome.state, Ready):
+            assert path.is_file()
+            assert not path.is_symlink()
+            actual = hashlib.sha256(path.read_bytes()).hexdigest()
+            assert actual == outcome.state.placement.digest.hex
+            assert digest is None or actual == digest.hex
+            assert self.partial_files() == {}
+        else:
+            assert not path.is_file() or path.read_bytes() == self._found.get(path.name)
+            assert outcome.failure.message
+            assert outcome.failure.hint
+        assert all(isinstance(state, Ready | Failed | Cancelled | Waiting) for state in outcome.states[-1:])
+        assert not any(thread.name == "kvmd-hash" for thread in threading.enumerate())
+        await eventually(lambda: self._surroundings() == before, timeout_s=3, what=f"as before: {before}")
+
+    def _surroundings(self) -> tuple[object, ...]:
+        """Describe what no session may change: files outside the pool, other volumes, open files and connections."""
+        outside = sorted(str(path) for path in self._folder.rglob("*") if self.pool not in {path, *path.parents})
+        kept = {path.name: path.read_bytes() for path in self.pool.glob("other*")}
+        return outside, kept, _open_files()
+
+
+def _open_files() -> int:
+    """Count open files, pipes of the event loop excluded because they come and go with it."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            count += not os.readlink(f"/proc/self/fd/{name}").startswith(("pipe:", "anon_inode:"))
+        except FileNotFoundError:
+            continue
+    return count
