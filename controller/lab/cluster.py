@@ -27,7 +27,7 @@ class Lab:
 
     def __init__(self, folder: Path, *, hosts: int = 3, broker: str = "auto") -> None:
         """Remember only; ``broker`` is nats, mosquitto or auto."""
-        self.folder = folder.resolve()
+        self.folder = folder.absolute()
         self.hosts = tuple(f"kvm{number:02}" for number in range(1, hosts + 1))
         self.config = self.folder / "kvmctl.toml"
         self.children: list[Child] = []

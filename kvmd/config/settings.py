@@ -172,12 +172,18 @@ class PolicySettings(Section):
 class MetricsSettings(Section):
     """Where numbers about the daemon can be fetched."""
 
-    listen: Listen = Field(default="", description="host:port of the metrics; empty: none")
+    listen: Listen = Field(default="", description="host:port of the metrics; empty: none; not supported by this version")
 
     @property
     def address(self) -> tuple[str, int] | None:
         """Host and port of ``listen``; None where it is empty."""
         return parse_listen(self.listen) if self.listen else None
+
+    @model_validator(mode="after")
+    def _refuse_listening(self) -> Self:
+        if self.listen:
+            raise _unquoted("listen is not supported by this version, which serves no metrics; remove it")
+        return self
 
 
 class LogSettings(Section):
