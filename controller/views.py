@@ -77,24 +77,24 @@ def templates(fleet: Fleet, names: Iterable[str] | None = None) -> Rows:
 
 def replicas(fleet: Fleet, *, template: str | None = None, host: str | None = None) -> Rows:
     """Every replica, or those of a template or a host."""
-    rows = list[Row]()
-    shown = table("replicas", "host", "pool", "template", "state", "progress", "path", "checksum", "message")
+    rows, shown = list[Row](), _replica_table()
     for topic, status in sorted(fleet.replicas.items(), key=lambda pair: _replica_order(pair[0])):
         if template not in {None, topic.template} or host not in {None, topic.host}:
             continue
-        figures = fleet.progress.get(ProgressTopic(topic.host, topic.pool, topic.template)) or status.progress
+        figures = _figures(fleet, topic, status)
         rows.append(replica_row(topic, status, online=fleet.is_online(topic.host), figures=figures))
-        shown.add_row(
-            text(topic.host),
-            text(topic.pool),
-            text(topic.template),
-            state(status.state.value),
-            text(progress(status, figures)),
-            text(status.path),
-            text(status.checksum),
-            text(why(status)),
-        )
+        _add_replica(shown, topic, status, figures)
     return rows, shown
+
+
+def current_replicas(fleet: Fleet, *, template: str | None, limit: int) -> tuple[Table, int]:
+    """Show so many replicas, those that are not settled first, and tell how many are left out."""
+    found = [(t, s) for t, s in fleet.replicas.items() if template in {None, t.template}]
+    found.sort(key=lambda pair: (pair[1].state.is_settled, _replica_order(pair[0])))
+    shown = _replica_table()
+    for topic, status in found[:limit]:
+        _add_replica(shown, topic, status, _figures(fleet, topic, status))
+    return shown, max(len(found) - limit, 0)
 
 
 def probes(fleet: Fleet, *, template: str) -> Rows:
@@ -229,6 +229,27 @@ def why(status: ReplicaStatus | ProbeStatus) -> str:
         f"next attempt {moment(again)}" if again else "",
     ]
     return " ".join(part for part in parts if part)
+
+
+def _figures(fleet: Fleet, topic: ReplicaTopic, status: ReplicaStatus) -> Progress | None:
+    return fleet.progress.get(ProgressTopic(topic.host, topic.pool, topic.template)) or status.progress
+
+
+def _replica_table() -> Table:
+    return table("replicas", "host", "pool", "template", "state", "progress", "path", "checksum", "message")
+
+
+def _add_replica(shown: Table, topic: ReplicaTopic, status: ReplicaStatus, figures: Progress | None) -> None:
+    shown.add_row(
+        text(topic.host),
+        text(topic.pool),
+        text(topic.template),
+        state(status.state.value),
+        text(progress(status, figures)),
+        text(status.path),
+        text(status.checksum),
+        text(why(status)),
+    )
 
 
 def _ready(fleet: Fleet) -> list[ReplicaTopic]:

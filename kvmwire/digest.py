@@ -96,4 +96,4 @@ def _parse_bare(text: str) -> Digest:
 
 
 def _format_error(detail: str) -> WireError:
-    return WireError(FailureCode.CHECKSUM_FORMAT, f"checksum: {detail}.")
+    return WireError(FailureCode.CHECKSUM_FORMAT, f"{detail}.")

@@ -18,6 +18,8 @@ from kvmwire.status import HostStatus, ProbeStatus, Progress, Receipt, ReplicaSt
 from kvmwire.topics import DeployTopic, HostTopic, ProbeTopic, ProgressTopic, RegisterTopic, ReplicaTopic
 
 _REFRESH_S = 0.25
+_OTHER_LINES = 8  # titles, heads and the lines between
+_FEWEST_LINES = 5
 
 
 def add(parsers: Parsers) -> None:
@@ -58,19 +60,23 @@ async def _live(session: Session, output: Output, template: str | None) -> None:
     """Redraw the table a few times a second, where something changed."""
     has_changed = asyncio.Event()
     session.listeners.append(lambda _change: has_changed.set())
-    with Live(_screen(session.fleet, template), console=output.console, auto_refresh=False) as live:
+    console = output.console
+    with Live(screen(session.fleet, template, height=console.height), console=console, auto_refresh=False) as live:
         live.refresh()
         while True:
             await has_changed.wait()
             has_changed.clear()
-            live.update(_screen(session.fleet, template), refresh=True)
+            live.update(screen(session.fleet, template, height=console.height), refresh=True)
             await asyncio.sleep(_REFRESH_S)
 
 
-def _screen(fleet: Fleet, template: str | None) -> Group:
-    _, hosts = views.hosts(fleet)
-    _, replicas = views.replicas(fleet, template=template)
-    return Group(hosts, "", replicas)
+def screen(fleet: Fleet, template: str | None, *, height: int) -> Group:
+    """Draw what fits: of a large fleet how many hosts listen, of many replicas those that are not settled first."""
+    online = sum(map(fleet.is_online, fleet.hosts))
+    hosts = views.hosts(fleet)[1] if len(fleet.hosts) <= height // 3 else f"{online} of {len(fleet.hosts)} hosts online"
+    left = max(height - _OTHER_LINES - min(len(fleet.hosts), height // 3), _FEWEST_LINES)
+    shown, hidden = views.current_replicas(fleet, template=template, limit=left)
+    return Group(hosts, "", shown, f"and {hidden} more" if hidden else "")
 
 
 def change_row(fleet: Fleet, change: Change, template: str | None) -> views.Row | None:

@@ -172,7 +172,9 @@ class PolicySettings(Section):
 class MetricsSettings(Section):
     """Where numbers about the daemon can be fetched."""
 
-    listen: Listen = Field(default="", description="host:port of the metrics; empty: none; not supported by this version")
+    listen: Listen = Field(
+        default="", description="host:port of the metrics; empty: none; not supported by this version"
+    )
 
     @property
     def address(self) -> tuple[str, int] | None:

@@ -64,9 +64,11 @@ class Reconciler:
         self._running: dict[ReplicaKey, _Running] = {}
         self._due: dict[ReplicaKey, float] = {}
         self._wake = asyncio.Event()
+        self._has_new_wishes = True
 
     def wake(self) -> None:
-        """Look again what is to be done."""
+        """Look again what is to be done, because what is wished has changed."""
+        self._has_new_wishes = True
         self._wake.set()
 
     async def run(self, *, beat: Callable[[], None], at_least_every_s: float) -> None:
@@ -96,7 +98,9 @@ class Reconciler:
         )
         for key in todo.stop:
             self._running[key].task.cancel()
-        await self._queue_new_wishes()
+        if self._has_new_wishes:
+            self._has_new_wishes = bool(todo.stop)  # a wish whose session has yet to end is queued after that
+            await self._queue_new_wishes()
         for key in todo.start:
             await self._start(group, key)
         return todo.wake_at

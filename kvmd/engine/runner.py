@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.entity import Entity
 from kvmd.core.mirrors import Mirror, choose_entity, is_exhausted, next_start, serves_same, verdict
+from kvmd.core.placement import Placement
 from kvmd.core.retry import is_retryable, server_pause_s
 from kvmd.core.session import (
     Broken,
@@ -151,8 +153,7 @@ class Session:
             case Seal():
                 return Sealed(await self._open_volume.seal(self._size))
             case Commit():
-                placement = await self._open_volume.commit()
-                return Committed(placement)
+                return Committed(await self._commit())
             case Discard():
                 await self._discard()
                 return None
@@ -340,6 +341,13 @@ class Session:
                 name=job.terms.volume, key=job.key, size=entity.size, algorithm=job.algorithm, resumes=can_resume
             )
         )
+
+    async def _commit(self) -> Placement:
+        placement = await self._open_volume.commit()
+        await self._let_go()
+        with suppress(KvmdError):  # leftovers of other contents that wanted the name; it is taken now
+            await self._edges.store.discard(self._job.terms.volume)
+        return placement
 
     async def _discard(self) -> None:
         if self._volume is not None:

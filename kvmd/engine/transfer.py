@@ -263,21 +263,25 @@ class Transfer:
     async def _receive(self, index: int, segment: Segment, chunks: AsyncIterator[bytes]) -> None:
         """Store a stream block by block, also what came before it broke."""
         started, now = segment.range.start, self._clock.monotonic
-        began, block = now(), _Block(started, now())
+        began, block, is_alive = now(), _Block(started, now()), True
         try:
             async for chunk in self._watched(index, chunks):
                 block.add(chunk)
                 if block.is_full(now()):
                     await self._store(index, segment, block)
                     block = block.next(now())
-        except SourceError:
+            await self._store(index, segment, block)
+        except SourceError as exc:
+            is_alive = not isinstance(exc, SourceStalledError)
             await self._store(index, segment, block)
             raise
-        else:
-            await self._store(index, segment, block)
         finally:
-            rate = (block.end - started) / max(1e-6, now() - began)
-            self._mirrors[index] = self._mirrors[index].measured(max(1.0, rate))
+            self._measure(index, block.end - started, now() - began, is_alive=is_alive)
+
+    def _measure(self, index: int, length: int, seconds: float, *, is_alive: bool) -> None:
+        """Note how fast a stream was. Bytes forgive earlier failures, but those of a trickle do not: it would go on for ever."""
+        mirror = self._mirrors[index].measured(max(1.0, length / max(1e-6, seconds)))
+        self._mirrors[index] = mirror.received(0) if is_alive and length else mirror
 
     async def _watched(self, index: int, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Pass the chunks on, cut a trickle, and keep the rate limits."""
@@ -308,7 +312,7 @@ class Transfer:
             await self._target.volume.write(piece.start, block.cut(piece))
             self._plan = self._plan.store(segment.id, piece)
             self._received += piece.length
-        self._mirrors[index] = self._mirrors[index].received(block.length)
+        self._count(index, block)
         self._cut_needless()
         if self._plan.is_done:
             self._notify()
@@ -341,13 +345,17 @@ class Transfer:
             )
         await self._target.volume.write(block.position, block.chunks)
         self._plan = replace(self._plan, stored=self._plan.stored.add(block.range))
-        self._mirrors[index] = self._mirrors[index].received(block.length)
+        self._count(index, block)
         self._received += block.length
+
+    def _count(self, index: int, block: _Block) -> None:
+        mirror = self._mirrors[index]
+        self._mirrors[index] = replace(mirror, bytes=mirror.bytes + block.length)
 
     def _blame(self, index: int, error: KvmdError) -> None:
         mirror = self._mirrors[index]
-        if isinstance(error, SourceStatusError) and (mirror.bytes or self._start):
-            error = SourceExpiredError(f"{error.message} It gave bytes before; what is stored is kept.")
+        if isinstance(error, SourceStatusError) and mirror.entity is not None:
+            error = SourceExpiredError(f"{error.message} It granted access before; what is stored is kept.")
         after = mirror.failed(
             error.failure,
             now=self._clock.monotonic(),

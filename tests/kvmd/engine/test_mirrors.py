@@ -132,8 +132,8 @@ async def test_a_web_page_on_one_mirror_is_left_out(host: Host, hostile: Hostile
 
 async def test_a_mirror_that_was_busy_at_first_helps_later(host: Host, hostile: HostileServer) -> None:
     hostile.add("disk", DISK)
-    late = hostile.url("disk", mirror="late", status="503@1", rate=8 * MIB)
-    outcome = await host.fetch(late, hostile.url("disk", mirror="good", rate=2 * MIB), expected=DISK)
+    late = hostile.url("disk", mirror="late", status="503@1")
+    outcome = await host.fetch(late, hostile.url("disk", mirror="good", rate=MIB // 2), expected=DISK)
     assert outcome.code == "ready"
     assert served(hostile, "late") > 0
 
