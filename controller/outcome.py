@@ -74,7 +74,7 @@ def replica_standing(wish: Wish, fleet: Fleet, receipts: Mapping[str, Receipt]) 
         message=status.message,
         hint=status.hint,
         next_attempt=status.next_attempt,
-        progress=fleet.progress.get(ProgressTopic(wish.host, wish.pool, wish.template)) or status.progress,
+        progress=_figures(fleet, wish, status),
         status=status,
     )
 
@@ -140,6 +140,13 @@ def _before_status(host: str, fleet: Fleet, receipt: Receipt | None) -> Standing
         )
     state = receipt.outcome.value if receipt else "sent"
     return Standing(host, Phase.PENDING, state)
+
+
+def _figures(fleet: Fleet, wish: Wish, status: ReplicaStatus) -> Progress | None:
+    """Give the figures of a download that runs: those of the one before may come later than the next one's status."""
+    if not status.state.is_running:
+        return None
+    return fleet.progress.get(ProgressTopic(wish.host, wish.pool, wish.template)) or status.progress
 
 
 def _code_of_unwanted(phase: Phase, status: ReplicaStatus, wish: Wish) -> FailureCode | None:

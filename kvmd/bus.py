@@ -157,9 +157,9 @@ class MqttBus:
         self, inbox: Callable[[Delivery], Awaitable[None]], greet: Callable[[], Awaitable[None]]
     ) -> None:
         async with self._connected() as client:
-            self._is_connected = True
             try:
-                await greet()
+                await greet()  # before we count as connected: what waits is replaced by the newest, not sent beside it
+                self._is_connected = True
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._write(client))
                     await self._subscribe(client)

@@ -49,7 +49,13 @@ class Announcer:
         self._pools: tuple[PoolStatus, ...] = ()
 
     async def greet(self) -> None:
-        """Announce everything: the birth, every replica and probe, and the receipts that may not have arrived.
+        """Announce everything after a connect, and the receipts that may not have arrived."""
+        await self.announce()
+        for event_id in self._record.unsent:
+            self.receipt(self._record.receipts[event_id])
+
+    async def announce(self) -> None:
+        """Announce the host, every replica and every probe.
 
         What the broker keeps of templates that are unregistered is cleared, also after a crash before it was.
         """
@@ -62,8 +68,6 @@ class Announcer:
         for template in self._record.templates.values():
             if not template.is_present:
                 self.probe_gone(template.data.template)
-        for event_id in self._record.unsent:
-            self.receipt(self._record.receipts[event_id])
 
     async def refresh_pools(self) -> None:
         """Announce the host again if its pools have changed noticeably."""

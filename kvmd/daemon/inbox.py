@@ -104,7 +104,7 @@ class Inbox:
             )
         await self._answer(event, judgement, delivery, recorded)
         if judgement.is_accepted and verb is Verb.ANNOUNCE:
-            await self._announcer.greet()
+            await self._announcer.announce()
 
     def _templates_after(self, verb: Verb | None, data: CommandData) -> tuple[TemplateRecord, ...]:
         if verb is not Verb.RECHECK:

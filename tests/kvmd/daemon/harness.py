@@ -183,8 +183,9 @@ class Watch:
         return receipt
 
     def receipts(self, event_id: str, *, host: str = HOST) -> list[str]:
-        """Give the outcomes that a host has answered."""
-        return [one.outcome.value for one in self.of(Receipt, f"{host}/receipt/{event_id}")]
+        """Give the outcomes that a host has answered; the very same receipt may be sent again after a lost connection."""
+        answers = self.of(Receipt, f"{host}/receipt/{event_id}")
+        return [one.outcome.value for i, one in enumerate(answers) if one not in answers[:i]]
 
     async def replica(
         self,

@@ -112,7 +112,7 @@ async def test_the_promised_size_decides_between_two_mirrors(host: Host, hostile
 async def test_all_dead_but_one_slow_still_finishes(host: Host, hostile: HostileServer) -> None:
     content = GeneratedContent(MIB, seed=8)
     hostile.add("disk", content)
-    dead = [hostile.url("disk", mirror=f"d{i}", **{"drop": kind}) for i, kind in enumerate(("fin", "rst"))]
+    dead = [hostile.url("disk", mirror=f"d{i}", drop=kind) for i, kind in enumerate(("fin", "rst"))]
     gone = hostile.url("disk", mirror="gone", status=404)
     outcome = await host.fetch(*dead, gone, hostile.url("disk", mirror="slow", rate=600_000), expected=content)
     assert outcome.code == "ready"
