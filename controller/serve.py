@@ -15,7 +15,7 @@ import signal
 import time
 from collections import deque
 
-from controller import filters, log
+from controller import log
 from controller.archive import Archive, open_archive
 from controller.broker import Link, Message, open_link
 from controller.config import Settings
@@ -47,7 +47,7 @@ async def serve(settings: Settings, notifier: Notifier) -> None:
         server = _Server(settings, archive, notifier)
         # A registry that cannot be used is told at the start, not in the middle of the work.
         await archive.call(lambda registry: registry.prune(time.time()))
-        subscriptions = filters.hosts(server.topics) + filters.wanted(server.topics) + filters.receipts(server.topics)
+        subscriptions = server.topics.host_filters() + server.topics.wanted_filters() + server.topics.receipt_filters()
         async with open_link(
             settings.mqtt, filters=subscriptions, take=server.take, connecting=server.connecting, is_patient=True
         ) as link:

@@ -154,6 +154,38 @@ class Topics:
             )
         )
 
+    def host_filters(self) -> tuple[str, ...]:
+        """Name every host's own state. As with all filters of a controller, none of different names overlaps another."""
+        return (f"{self.prefix}/status/+/host",)
+
+    def wanted_filters(self, template: str = "+") -> tuple[str, ...]:
+        """Name every retained event; register events of one template where it is named."""
+        return (*self.register_filters(template), f"{self.prefix}/deploy/all/+", f"{self.prefix}/deploy/host/+/+")
+
+    def register_filters(self, template: str = "+") -> tuple[str, ...]:
+        """Name the register events of a template, or of all."""
+        return (f"{self.prefix}/register/{template}",)
+
+    def probe_filters(self, template: str = "+") -> tuple[str, ...]:
+        """Name what hosts found at the sources of a template, or of all."""
+        return (f"{self.prefix}/status/+/probe/{template}",)
+
+    def outcome_filters(self, template: str = "+") -> tuple[str, ...]:
+        """Name what hosts make of a template, or of all: probes and replicas."""
+        return (*self.probe_filters(template), f"{self.prefix}/status/+/replica/+/{template}")
+
+    def progress_filters(self, template: str = "+") -> tuple[str, ...]:
+        """Name the figures of running downloads."""
+        return (f"{self.prefix}/status/+/progress/+/{template}",)
+
+    def receipt_filters(self) -> tuple[str, ...]:
+        """Name the hosts' answers to events."""
+        return (f"{self.prefix}/status/+/receipt/+",)
+
+    def retained_filters(self) -> tuple[str, ...]:
+        """Name all that is retained of hosts, events, probes and replicas."""
+        return (*self.host_filters(), *self.wanted_filters(), *self.outcome_filters())
+
 
 def _levels(topic: Topic) -> tuple[str, ...]:
     match topic:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from controller import filters, views
+from controller import views
 from controller.commands.invocation import Invocation, Parsers, add_hosts, add_parser, duration_s, name, no_host
 from controller.outcome import receipt_exit
 from controller.publish import Sent, commands, now_utc, publish
@@ -47,7 +47,7 @@ async def recheck(invocation: Invocation) -> Exit:
 async def _command(invocation: Invocation, verb: Verb) -> Exit:
     args, output = invocation.arguments, invocation.output
     topics = invocation.settings.mqtt.topics
-    async with open_session(invocation.settings, filters.hosts(topics) + filters.receipts(topics)) as session:
+    async with open_session(invocation.settings, topics.host_filters() + topics.receipt_filters()) as session:
         data = CommandData(template=args.name, pool=args.pool, reason=args.reason)
         sent = await publish(session, commands(verb, data, hosts=dict.fromkeys(args.host), now=now_utc()))
         hosts = set[str]().union(*(one.hosts for one in sent))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from controller import filters, views
+from controller import views
 from controller.commands.invocation import (
     Invocation,
     Parsers,
@@ -121,11 +121,11 @@ async def remove(invocation: Invocation) -> Exit:
 def _filters(mqtt: Any, template: str) -> tuple[str, ...]:
     topics = mqtt.topics
     return (
-        *filters.hosts(topics),
-        *filters.wanted(topics, template),
-        *filters.outcome(topics, template),
-        *filters.progress(topics, template),
-        *filters.receipts(topics),
+        *topics.host_filters(),
+        *topics.wanted_filters(template),
+        *topics.outcome_filters(template),
+        *topics.progress_filters(template),
+        *topics.receipt_filters(),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller import filters, views
+from controller import views
 from controller.archive import open_archive
 from controller.commands.invocation import Invocation, Parsers, add_parser
 from controller.commands.watch import follow
@@ -29,7 +29,7 @@ async def events(invocation: Invocation) -> Exit:
     output.show(*views.history(found))
     if args.follow:
         topics = settings.mqtt.topics
-        wanted = filters.everything(topics) + filters.receipts(topics)
+        wanted = topics.retained_filters() + topics.receipt_filters()
         async with open_session(settings, wanted) as session:
             await follow(session, output, template=None)
     return Exit.DONE

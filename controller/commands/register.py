@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from controller import filters, views
+from controller import views
 from controller.commands.invocation import (
     Invocation,
     Parsers,
@@ -67,8 +67,8 @@ async def register(invocation: Invocation) -> Exit:
     elif record.checksum != args.checksum:
         output.say(f"checksum read as {record.checksum}")
     topics = invocation.settings.mqtt.topics
-    wanted = filters.hosts(topics) + filters.wanted(topics, args.name)[:1] + filters.outcome(topics, args.name)[:1]
-    async with open_session(invocation.settings, wanted + filters.receipts(topics)) as session:
+    wanted = topics.host_filters() + topics.register_filters(args.name) + topics.probe_filters(args.name)
+    async with open_session(invocation.settings, wanted + topics.receipt_filters()) as session:
         record = record.model_copy(update={"check": _check(args.check, session)})
         sent = await _publish(session, record)
         if not args.wait:
@@ -81,7 +81,7 @@ async def unregister(invocation: Invocation) -> Exit:
     """Publish the tombstone."""
     template: str = invocation.arguments.name
     topics = invocation.settings.mqtt.topics
-    wanted = filters.hosts(topics) + filters.wanted(topics, template)[:1] + filters.outcome(topics, template)[:1]
+    wanted = topics.host_filters() + topics.register_filters(template) + topics.probe_filters(template)
     async with open_session(invocation.settings, wanted) as session:
         known_template(session.fleet, template)
         sent = await _publish(session, RegisterData(template=template, ensure=Ensure.ABSENT))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller import filters, views
+from controller import views
 from controller.commands.invocation import Invocation, Parsers, add_parser, name
 from controller.errors import ControlError
 from controller.explain import explain as tell
@@ -71,7 +71,7 @@ async def explain(invocation: Invocation) -> Exit:
     """Tell in sentences why a replica is where it is."""
     args = invocation.arguments
     topics = invocation.settings.mqtt.topics
-    async with open_session(invocation.settings, filters.everything(topics)) as session:
+    async with open_session(invocation.settings, topics.retained_filters()) as session:
         ids = [d.event.id for d in session.fleet.deployments(args.name)]
         answers = await session.archive.call(lambda registry: {one: registry.receipts(one) for one in ids})
         sentences = tell(session.fleet, args.name, args.host, receipts_of(args.host, answers))
@@ -84,5 +84,5 @@ async def explain(invocation: Invocation) -> Exit:
 
 async def _look(invocation: Invocation) -> Fleet:
     topics = invocation.settings.mqtt.topics
-    async with open_session(invocation.settings, filters.everything(topics)) as session:
+    async with open_session(invocation.settings, topics.retained_filters()) as session:
         return session.fleet

@@ -8,7 +8,7 @@ import contextlib
 from rich.console import Group
 from rich.live import Live
 
-from controller import filters, views
+from controller import views
 from controller.commands.invocation import Invocation, Parsers, add_parser, name
 from controller.fleet import Change, EventChange, Fleet, StatusChange
 from controller.output import Output
@@ -32,7 +32,7 @@ async def watch(invocation: Invocation) -> Exit:
     """Show changes until interrupted."""
     template: str | None = invocation.arguments.name
     topics = invocation.settings.mqtt.topics
-    wanted = filters.everything(topics) + filters.progress(topics)
+    wanted = topics.retained_filters() + topics.progress_filters()
     async with open_session(invocation.settings, wanted) as session:
         if invocation.output.is_json:
             await follow(session, invocation.output, template=template)

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from controller import filters
 from controller.config import load
 from controller.errors import UnreachableError
 from controller.lab import brokers
@@ -114,7 +113,7 @@ allowed_networks = ["127.0.0.0/8", "::1/128"]
 
     async def _hosts_online(self) -> None:
         settings = await asyncio.to_thread(load, self.config, {})
-        async with open_session(settings, filters.hosts(settings.mqtt.topics)) as session:
+        async with open_session(settings, settings.mqtt.topics.host_filters()) as session:
             try:
                 async with asyncio.timeout(_READY_S):
                     await session.until(lambda: all(map(session.fleet.is_online, self.hosts)))

@@ -33,10 +33,6 @@ class AddressPolicy:
             return True
         return not any(address in network for network in self.denied)
 
-    def allowing(self, text: str) -> AddressPolicy:
-        """Give the policy that also allows this one address."""
-        return AddressPolicy((*self.allowed, ipaddress.ip_network(text.partition("%")[0])), self.denied)
-
 
 def _unwrapped(address: Address) -> tuple[Address, ...]:
     """Give the IPv4 addresses that packets to this one may end at: IPv4-mapped, 6to4, Teredo, NAT64 (RFC 6052, RFC 8215)."""

@@ -187,10 +187,10 @@ class DirectoryStore:
             self._forget_journals(name)
             head = os.pread(fd, HEAD_SIZE, 0)
             if known is not None and known.digest.algorithm is algorithm:
-                now = placement_of(fd, str(self._path / name), known.digest)
+                now = placement_of(os.fstat(fd), str(self._path / name), known.digest)
                 if now.is_same_file(known):
                     return Stored(now, head)
-            return Stored(placement_of(fd, str(self._path / name), digest_file(fd, algorithm, stopped)), head)
+            return Stored(placement_of(os.fstat(fd), str(self._path / name), digest_file(fd, algorithm, stopped)), head)
         finally:
             os.close(fd)
 
@@ -208,16 +208,15 @@ class DirectoryStore:
         name = Path(placement.path).name
         with self._folder() as pool:
             try:
-                fd = os.open(name, _OPEN_VOLUME, dir_fd=pool)
-            except (FileNotFoundError, IsADirectoryError):
+                named = os.stat(name, dir_fd=pool, follow_symlinks=False)
+            except FileNotFoundError:
                 return False
-            try:
-                if not placement_of(fd, placement.path, placement.digest).is_same_file(placement):
-                    return False
-                os.unlink(name, dir_fd=pool)
-                os.fsync(pool)
-            finally:
-                os.close(fd)
+            if not stat.S_ISREG(named.st_mode):
+                return False
+            if not placement_of(named, placement.path, placement.digest).is_same_file(placement):
+                return False
+            os.unlink(name, dir_fd=pool)
+            os.fsync(pool)
         return True
 
     def _discard(self, name: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import re
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -146,6 +147,8 @@ class PartialVolume:
         self._is_poisoned = False
         self._is_closed = False
         self._is_resumable = checkpoint is not None
+        self._is_published = False
+        self._journaling = threading.Lock()  # a save that nobody awaits any more may still run
         self._sealed: Placement | None = None
         self._working: set[asyncio.Future[Any]] = set()
         self._hash = FrontierHash(fd, algorithm)
@@ -212,6 +215,8 @@ class PartialVolume:
             self._write_vector(offset, chunks)
             return
         data = b"".join(chunks)
+        if os.fstat(self._fd).st_size < offset + len(data):
+            os.ftruncate(self._fd, offset + len(data))  # its size was not known, and a hole makes no file longer
         for start, end, is_zero in zero_runs(data):
             if not is_zero or not punch_hole(self._fd, offset + start, end - start):
                 self._write_all(offset + start, memoryview(data)[start:end])
@@ -229,21 +234,25 @@ class PartialVolume:
 
     def _save(self, checkpoint: Checkpoint) -> None:
         os.fdatasync(self._fd)
-        self._files.write_journal(checkpoint)
-        self._is_resumable = True
+        with self._journaling:
+            if not self._is_published:
+                self._files.write_journal(checkpoint)
+                self._is_resumable = True
 
     def _seal(self, size: int) -> Stored:
         os.ftruncate(self._fd, size)
         os.fdatasync(self._fd)
         digest = self._hash.finish(size)
-        self._sealed = placement_of(self._fd, self._path, digest)
+        self._sealed = placement_of(os.fstat(self._fd), self._path, digest)
         return Stored(self._sealed, os.pread(self._fd, HEAD_SIZE, 0))
 
     def _commit(self) -> Placement:
         if self._sealed is None:
             raise StoreIoError(f"{self._path} was not verified; refused.")
         try:
-            self._files.publish(self._fd)
+            with self._journaling:
+                self._files.publish(self._fd)
+                self._is_published = True
         except FileExistsError as exc:
             raise ExistsError(
                 f"volume {self._path}: a file of that name appeared while the image was downloaded; it was left as it is."
@@ -287,7 +296,6 @@ def zero_runs(data: bytes) -> list[tuple[int, int, bool]]:
     return runs
 
 
-def placement_of(fd: int, path: str, digest: Digest) -> Placement:
-    """Describe an open file."""
-    found = os.fstat(fd)
+def placement_of(found: os.stat_result, path: str, digest: Digest) -> Placement:
+    """Describe a file that was looked at."""
     return Placement(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, digest)

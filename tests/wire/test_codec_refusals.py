@@ -121,7 +121,7 @@ BAD_REGISTERS: list[tuple[dict[str, Any], FailureCode, str]] = [
     ({"url": URL, "a\u00e4\n": 1}, FailureCode.EVENT_SCHEMA, "unknown field"),
     ({"url": URL, "template": "deb13"}, FailureCode.EVENT_SCHEMA, "template: the topic says deb12, the data deb13"),
     ({"url": URL, "template": None}, FailureCode.EVENT_SCHEMA, "template: the topic says deb12"),
-    ({"url": URL, "checksum": "sha256:abc"}, FailureCode.CHECKSUM_FORMAT, "checksum: checksum: expected"),
+    ({"url": URL, "checksum": "sha256:abc"}, FailureCode.CHECKSUM_FORMAT, "checksum: expected"),
     ({"url": URL, "checksum": "{hint}{message}"}, FailureCode.CHECKSUM_FORMAT, "checksum"),
     ({"url": "http://user:s3cret@h/a"}, FailureCode.URL_INVALID, "url: source URL http://h/a"),
     ({"sources": [URL, "http://127.1/"]}, FailureCode.URL_INVALID, "sources.1: source URL"),

@@ -38,7 +38,7 @@ ALIASES = {
 
 
 def refusal(text: str) -> WireError:
-    with pytest.raises(WireError, match=r"^checksum: ") as caught:
+    with pytest.raises(WireError) as caught:
         Digest.parse(text)
     assert caught.value.code is FailureCode.CHECKSUM_FORMAT
     return caught.value

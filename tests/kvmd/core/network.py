@@ -6,7 +6,7 @@ Every rule that must hold at any moment is asserted while it runs.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvmd.core.mirrors import Mirror, is_exhausted, next_start, pick
 from kvmd.core.plan import Plan, Segment, segment_length
@@ -48,7 +48,6 @@ class Network:
     most_at_once: int = 0
     done_at: float | None = None
     mirrors: list[Mirror] = field(default_factory=list[Mirror])
-    _served: dict[int, int] = field(default_factory=dict[int, int])
     _begun: dict[int, float] = field(default_factory=dict[int, float])
     _events: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
 
@@ -60,13 +59,19 @@ class Network:
             assert self.steps < MAX_STEPS, "the plan does not end"
             self._start_all()
             self._check()
+            start = next_start(self.mirrors)
+            if self._events and start is not None and self.now < start < self._events[0][0]:
+                self.now = start
+                continue
             if self._events:
-                self.now, segment_id = heapq.heappop(self._events)
-                self._deliver(segment_id)
+                at, segment_id = heapq.heappop(self._events)
+                segment = next((s for s in self.plan.segments if s.id == segment_id), None)
+                if segment is not None:
+                    self.now = at
+                    self._deliver(segment)
                 continue
             if self.plan.is_done or is_exhausted(self.mirrors):
                 return
-            start = next_start(self.mirrors)
             assert start is not None, "nothing is under way and nobody may start"
             assert start > self.now, "a source may start and got nothing to do"
             self.now = start
@@ -74,29 +79,39 @@ class Network:
     def _start_all(self) -> None:
         """Give every free connection its next segment, as the engine does."""
         while len(self.plan.segments) < self.connections and not self.plan.is_done:
-            index = pick(self.mirrors, self.now)
-            wanted = None if index is None else self._next_range(index)
-            if index is None or wanted is None:
+            chosen = self._choose()
+            if chosen is None:
                 return
+            index, wanted = chosen
             self.mirrors[index] = self.mirrors[index].started()
             self.plan, segment = self.plan.start(index, wanted)
             self.requests.append((index, wanted))
             self._begun[segment.id] = self.now
             self._schedule(segment)
 
-    def _next_range(self, index: int) -> ByteRange | None:
-        fresh = self.plan.next_range(segment_length(self.mirrors[index].rate_bps))
-        if fresh is not None:
-            wanted = RangeSet((fresh,))
-            busy = RangeSet.of(s.rest for s in self.plan.segments if s.rest)
-            assert wanted.length == fresh.length <= segment_length(self.mirrors[index].rate_bps)
-            assert self.plan.stored.union(busy).length + fresh.length == self.plan.stored.union(busy).add(fresh).length
-            return fresh
-        taken = self.plan.takeover(index, {i: m.rate_bps for i, m in enumerate(self.mirrors)})
-        if taken is not None:
-            self.takeovers += 1
-            self._check_takeover(index, taken)
-        return taken
+    def _choose(self) -> tuple[int, ByteRange] | None:
+        index = pick(self.mirrors, self.now)
+        if index is None:
+            return None
+        length = segment_length(self.mirrors[index].rate_bps)
+        fresh = self.plan.next_range(length)
+        if fresh is None:
+            return self._choose_takeover()
+        taken = self.plan.stored.union(RangeSet.of(s.rest for s in self.plan.segments if s.rest))
+        assert fresh.length <= length
+        assert taken.add(fresh).length == taken.length + fresh.length
+        return index, fresh
+
+    def _choose_takeover(self) -> tuple[int, ByteRange] | None:
+        rates = {index: mirror.rate_bps for index, mirror in enumerate(self.mirrors)}
+        free = [index for index, mirror in enumerate(self.mirrors) if mirror.can_start(self.now)]
+        for index in sorted(free, key=lambda one: -rates[one]):
+            taken = self.plan.takeover(index, rates)
+            if taken is not None:
+                self.takeovers += 1
+                self._check_takeover(index, taken)
+                return index, taken
+        return None
 
     def _check_takeover(self, index: int, taken: ByteRange) -> None:
         """Assert that it is the rest of one other source's request, without the stored bytes at its ends."""
@@ -109,33 +124,34 @@ class Network:
         length = min(self.block, segment.range.end - segment.position)
         heapq.heappush(self._events, (self.now + length / self.servers[segment.mirror].rate_bps, segment.id))
 
-    def _deliver(self, segment_id: int) -> None:
-        segment = next(s for s in self.plan.segments if s.id == segment_id)
+    def _deliver(self, segment: Segment) -> None:
+        """Let one block of a request arrive, or the request fail."""
         index, server = segment.mirror, self.servers[segment.mirror]
-        served = self._served.get(index, 0)
-        code = self._refusal(index, server, served)
+        code = self._refusal(index, server)
         if code is not None:
             self._end(segment, code)
             return
         written = ByteRange(segment.position, min(segment.range.end, segment.position + self.block))
-        self.plan = self.plan.store(segment_id, written)
+        self.plan = self.plan.store(segment.id, written)
         self.mirrors[index] = self.mirrors[index].received(written.length)
-        self._served[index] = served + written.length
         if self.plan.is_done and self.done_at is None:
             self.done_at = self.now
-        if self.plan.is_needless(segment_id):
-            elapsed_s = self.now - self._begun[segment_id]
-            self.mirrors[index] = self.mirrors[index].measured((written.end - segment.range.start) / elapsed_s)
+        if written.end == segment.range.end:
+            elapsed_s = self.now - self._begun[segment.id]
+            self.mirrors[index] = self.mirrors[index].measured(segment.range.length / elapsed_s)
             self._end(segment, None)
-        elif server.breaks_every and (self._served[index] // self.block) % server.breaks_every == 0:
+        elif server.breaks_every and (self.mirrors[index].bytes // self.block) % server.breaks_every == 0:
             self._end(segment, FailureCode.SOURCE_UNREACHABLE)
         else:
-            self._schedule(next(s for s in self.plan.segments if s.id == segment_id))
+            self._schedule(replace(segment, position=written.end))
+        for other in self.plan.segments:
+            if self.plan.is_needless(other.id):
+                self._end(other, None)
 
-    def _refusal(self, index: int, server: Server, served: int) -> FailureCode | None:
+    def _refusal(self, index: int, server: Server) -> FailureCode | None:
         if server.lies:
             return FailureCode.ENTITY_CHANGED
-        if server.dies_after is not None and served >= server.dies_after:
+        if server.dies_after is not None and self.mirrors[index].bytes >= server.dies_after:
             return FailureCode.SOURCE_UNREACHABLE
         if self.mirrors[index].active > server.tolerates:
             return FailureCode.SOURCE_STATUS

@@ -65,7 +65,7 @@ wishes = st.lists(
     ),
     max_size=16,
 )
-replica_states = st.sampled_from(ReplicaState)
+replica_states = st.just(ReplicaState.WAITING) | st.sampled_from(ReplicaState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +190,15 @@ def test_a_wish_that_is_made_true_is_left_alone_until_something_new_is_wished() 
 
 
 def test_a_waiting_replica_starts_in_its_time_and_not_before() -> None:
-    record = _record([_wish("a"), _wish("b")])
-    key, other = ReplicaKey("default", "a"), ReplicaKey("default", "b")
-    for one in (key, other):
-        _stand(record, one, ReplicaState.WAITING)
-    due = {key: 130.0, other: 120.0}
+    record = _record([_wish("a", order=1), _wish("b", order=2), _wish("c", order=3)])
+    one, two, three = record.desired
+    for key in record.desired:
+        _stand(record, key, ReplicaState.WAITING)
+    due = {one: 130.0, two: 120.0, three: 140.0}
     assert _agenda(record, due=due) == Agenda((), (), 120.0)
-    assert _agenda(record, due=due, now=120.0) == Agenda((other,), (), 130.0)
-    assert _agenda(record, due=due, now=130.0) == Agenda((key, other), (), None)
+    assert _agenda(record, due=due, now=120.0) == Agenda((two,), (), 130.0)
+    assert _agenda(record, due=due, now=130.0) == Agenda((one, two), (), 140.0)
+    assert _agenda(record, due=due, now=140.0) == Agenda((one, two, three), (), None)
 
 
 def test_a_waiting_replica_without_a_time_is_due_now() -> None:

@@ -166,6 +166,20 @@ def test_sources_are_picked_unmeasured_first_then_by_rate_then_in_the_order_of_t
     assert picked == [2, 3, 1, 4, 0, 5]
 
 
+def test_sources_that_are_being_measured_share_a_small_file() -> None:
+    fleet = [replace(FRESH, order=order) for order in range(3)]
+    picked: list[int] = []
+    while (index := pick(fleet, 0.0)) is not None:
+        picked.append(index)
+        fleet[index] = fleet[index].started()
+    assert picked == [0, 1, 2] * FRESH.limit
+
+
+def test_a_source_that_is_measured_goes_before_one_that_is_being_measured() -> None:
+    fleet = [replace(FRESH, active=1), replace(FRESH, order=1, rate_bps=1.0, active=3)]
+    assert pick(fleet, 0.0) == 1
+
+
 @given(fleets, st.floats(0, 200))
 def test_the_next_start_is_the_first_moment_at_which_somebody_can(fleet: list[Mirror], now: float) -> None:
     start = next_start(fleet)

@@ -207,6 +207,13 @@ class Watch:
         )
         return replica
 
+    async def until_code(self, template: str, code: str, *, host: str = HOST) -> ReplicaStatus:
+        """Wait until the replica carried this failure code."""
+        replica: ReplicaStatus = await self.until(
+            ReplicaStatus, f"{host}/replica/default/{template}", lambda one: one.code == code
+        )
+        return replica
+
     def replicas(self, template: str, *, pool: str = "default", host: str = HOST) -> list[ReplicaStatus]:
         """Give every status of a replica."""
         return self.of(ReplicaStatus, f"{host}/replica/{pool}/{template}")

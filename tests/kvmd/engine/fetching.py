@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import threading
 import uuid
 from collections.abc import Mapping
@@ -68,7 +67,7 @@ class Outcome:
         """The failure's code, ``ready`` where there is none."""
         if isinstance(self.state, Ready):
             return "ready"
-        print(self.failure.message)  # shown by pytest where an expectation fails
+        print(self.failure.message)  # noqa: T201 - pytest shows it where an expectation fails
         return self.failure.code.value
 
     @property
@@ -182,9 +181,9 @@ def _is_right(path: Path, said: Digest, expected: Digest | None) -> bool:
 def _open_files() -> int:
     """Count open files, pipes of the event loop excluded because they come and go with it."""
     count = 0
-    for name in os.listdir("/proc/self/fd"):
+    for link in Path("/proc/self/fd").iterdir():
         try:
-            count += not os.readlink(f"/proc/self/fd/{name}").startswith(("pipe:", "anon_inode:"))
+            count += not str(link.readlink()).startswith(("pipe:", "anon_inode:"))
         except FileNotFoundError:
             continue
     return count

@@ -219,3 +219,11 @@ async def test_memory_and_descriptors_stay_bounded_whatever_the_size(tmp_path: P
     assert fetching.result().code == "ready"
     assert peak - before < 64 * MIB
     assert most - process.num_fds() < 2 * 8 + 16  # both ends of each connection are in this process
+
+
+async def test_zeros_in_a_stream_of_unknown_length_become_holes(host: Host, hostile: HostileServer) -> None:
+    content = SparseContent(8 * MIB, {0: images.master_boot_record(sectors=16384)})
+    hostile.add("disk", content)
+    outcome = await host.fetch(hostile.url("disk", ranges="off", framing="chunked"), expected=content)
+    assert outcome.code == "ready"
+    assert outcome.path.stat().st_blocks * 512 < MIB
