@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 RECONNECT_CAP_S = 30.0
-RESEND_FIRST_S = 2.0
+RESEND_FIRST_S = 1.0
 RESEND_CAP_S = 60.0
 
 
@@ -13,5 +13,5 @@ def reconnect_delay_s(attempt: int, chance: float) -> float:
 
 
 def resend_delay_s(attempt: int, chance: float) -> float:
-    """Doubling from 2 s to 60 s, half of it jitter: a receipt needs its time; ``attempt`` counts from 0."""
+    """Doubling from 1 s to 60 s, half of it jitter: a receipt needs its time; ``attempt`` counts from 0."""
     return min(RESEND_CAP_S, RESEND_FIRST_S * 2.0 ** min(attempt, 16)) * (0.5 + chance / 2)

@@ -7,9 +7,9 @@ import contextlib
 import random
 import ssl
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import aiomqtt
 import paho.mqtt.client as paho
@@ -29,6 +29,7 @@ _KEEPALIVE_S = 30
 _FAILURE = 0x80
 _WRONG_VERSION = 132
 _NO_LOGIN = {134, 135}
+T = TypeVar("T")
 _log = log.get("mqtt")
 
 
@@ -56,6 +57,14 @@ class _Client(aiomqtt.Client):
         """Take note of the error of a lost connection, or asyncio tells on stderr that nobody did."""
         if self._disconnected.done() and not self._disconnected.cancelled():
             self._disconnected.exception()
+
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109 - aiomqtt's signature
+        """Wait as aiomqtt does, but never lose a cancellation: asyncio.wait_for does, before 3.12, as an answer arrives."""
+        try:
+            async with asyncio.timeout(self.timeout if timeout is None else timeout):
+                return await fut
+        except TimeoutError:
+            raise aiomqtt.MqttError("the broker did not answer in time") from None
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:  # noqa: ARG002 - paho's signature
         self._take(Message(message.topic, bytes(message.payload), message.retain))

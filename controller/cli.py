@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run kvmctl; the exit code is kvmwire's ``Exit``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale without some letter is no reason to fail
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `kvmctl ... | head`: Python flushes at its end
+        return Exit.DONE
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Parse, run, and give every end but that of a reader who left its exit code."""
     arguments = build_parser().parse_args(argv)
     is_verbose = getattr(arguments, "verbose", False)
     output = Output(is_json=getattr(arguments, "json", False))
@@ -47,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `kvmctl ... | head`: Python flushes at its end
-        return Exit.DONE
+        raise
     except Exception as exc:
         if is_verbose:
             raise

@@ -11,7 +11,7 @@ from controller.fleet import Fleet
 from controller.registry import Stored
 from kvmwire.events import Event
 
-GRACE_S = 2.0
+GRACE_S = 1.0
 
 
 @dataclass(slots=True)
@@ -69,12 +69,12 @@ class Deliveries:
         return frozenset(h for h in fleet.audience(delivery.event) - delivery.answered if fleet.is_online(h))
 
     def due(self, fleet: Fleet, now: float) -> list[Stored]:
-        """Take what has to be sent now; its next time is set."""
+        """Take what has to be sent now; its next time is set. What another controller superseded would overwrite the newer."""
         found = list[Stored]()
         for event_id, delivery in self._open.items():
             if delivery.next_send > now:
                 continue
-            if not self.silent(event_id, fleet):
+            if fleet.supersedes(delivery.event) or not self.silent(event_id, fleet):
                 delivery.next_send = math.inf  # until a host comes
                 continue
             delivery.attempt += 1

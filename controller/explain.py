@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from controller.fleet import Deployment, Fleet
-from controller.output import moment
+from controller.sheet import moment
 from kvmwire.events import Ensure
 from kvmwire.source import redact
 from kvmwire.status import Outcome, ProbeStatus, Receipt, ReplicaState, ReplicaStatus, Verdict

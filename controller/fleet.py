@@ -49,7 +49,15 @@ class EventChange:
     error: EventRefusedError | None = None
 
 
-Change = StatusChange | EventChange
+@dataclass(frozen=True, slots=True)
+class Overwritten:
+    """An older event came on a topic after the newer one ``seen``, which stays in the view, though not at the broker."""
+
+    topic: EventTopic
+    seen: Seen
+
+
+Change = StatusChange | EventChange | Overwritten
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +132,11 @@ class Fleet:
         status = self.hosts.get(host)
         return status is not None and status.state is HostState.ONLINE
 
+    def supersedes(self, event: Event) -> bool:
+        """Whether a newer event is known on its topic."""
+        seen = self.events.get(event.topic)
+        return seen is not None and _is_older(event, than=seen.event)
+
     def audience(self, event: Event) -> frozenset[str]:
         """Hosts that this event is meant for: those known, and those that it names."""
         match event.topic, event.data:
@@ -155,7 +168,7 @@ class Fleet:
         status = self.hosts.get(host)
         return status.labels if status else {}
 
-    def _take_event(self, topic: RegisterTopic | DeployTopic, payload: bytes) -> EventChange | None:
+    def _take_event(self, topic: RegisterTopic | DeployTopic, payload: bytes) -> EventChange | Overwritten | None:
         if not payload:
             self.unreadable.pop(topic, None)
             return EventChange(topic, None) if self.events.pop(topic, None) else None
@@ -167,7 +180,7 @@ class Fleet:
         self.unreadable.pop(topic, None)
         known = self.events.get(topic)
         if known is not None and _is_older(event, than=known.event):
-            return None
+            return Overwritten(topic, known)
         seen = Seen(event, payload)
         self.events[topic] = seen
         return EventChange(topic, seen)

@@ -131,8 +131,15 @@ def _heard(receipt: Receipt) -> Phase:
 
 def _before_status(host: str, fleet: Fleet, receipt: Receipt | None) -> Standing:
     """Tell what is known before the host has said anything about this generation."""
-    if receipt is not None and receipt.outcome is Outcome.REFUSED:
-        return Standing(host, Phase.FAILED, "refused", code=receipt.code, message=receipt.message, hint=receipt.hint)
+    if receipt is not None and receipt.outcome in {Outcome.REFUSED, Outcome.STALE}:
+        return Standing(
+            host,
+            Phase.FAILED,
+            receipt.outcome.value,
+            code=receipt.code,
+            message=receipt.message,
+            hint=receipt.hint,
+        )
     if not fleet.is_online(host):
         why = "offline" if host in fleet.hosts else "unknown"
         return Standing(

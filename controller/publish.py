@@ -16,7 +16,8 @@ from controller.registry import Stored
 from controller.session import Session
 from kvmwire.codec import content_of, encode_event
 from kvmwire.codes import FailureCode, WireError
-from kvmwire.events import CommandData, DeployData, Ensure, Event, EventData, RegisterData
+from kvmwire.events import MAX_GENERATION, CommandData, DeployData, Ensure, Event, EventData, RegisterData
+from kvmwire.status import ReplicaState
 from kvmwire.topics import CommandTopic, DeployTopic, EventTopic, RegisterTopic, Verb
 
 COMMAND_LIFE = timedelta(hours=1)
@@ -43,8 +44,15 @@ def default_deployment(template: str, pool: str) -> str:
 
 
 def next_generation(now: datetime, *known: int) -> int:
-    """Milliseconds since the epoch, but higher than every known generation."""
-    return max(int(now.timestamp() * 1000), *(one + 1 for one in known), 1)
+    """Milliseconds since the epoch, but higher than every known generation. Raises ControlError where none is left."""
+    found = max(int(now.timestamp() * 1000), *(one + 1 for one in known), 1)
+    if found > MAX_GENERATION:
+        raise ControlError(
+            f"generation {max(known)} is known of this subject, and none above {MAX_GENERATION} may be given.",
+            hint="Somebody, an event or a host's status, has used it up: use another name, or clear what is retained.",
+            code=FailureCode.EVENT_STALE,
+        )
+    return found
 
 
 def make_event(topic: EventTopic, data: EventData, *, generation: int | None, now: datetime) -> Event:
@@ -85,20 +93,22 @@ def deploy_events(
 def removals(
     fleet: Fleet, template: str, *, hosts: Iterable[str], pool: str | None
 ) -> list[tuple[DeployTopic, DeployData]]:
-    """Say what makes a template absent: on each topic that deploys it, or on the named hosts' own topics."""
+    """Say what makes a template absent: on each topic that deploys it, or on the named hosts' own topics.
+
+    A replica whose deploy event nobody retains any more is removed on its host's topic.
+    """
     named = tuple(hosts)
-    if not named:
-        return [(d.topic, _absent(d.data, deployment=d.data.deployment)) for d in fleet.deployments(template, pool)]
-    return [
-        (
-            DeployTopic(deployment, host),
-            DeployData(deployment=deployment, template=record, pool=one, ensure=Ensure.ABSENT),
-        )
-        for record in [_record(fleet, template)]
-        for host in named
-        for one in _pools_on(fleet, template, host=host, pool=pool)
-        for deployment in [default_deployment(template, one)]
-    ]
+    if named:
+        places = [(host, one) for host in named for one in _pools_on(fleet, template, host=host, pool=pool)]
+        return _removals_at(fleet, template, places)
+    deployments = tuple(fleet.deployments(template, pool))
+    covered = {(host, d.data.pool) for d in deployments for host in fleet.audience(d.event)}
+    left = {
+        (topic.host, topic.pool)
+        for topic, status in fleet.replicas.items()
+        if topic.template == template and pool in {None, topic.pool} and status.state is not ReplicaState.ABSENT
+    }
+    return [(d.topic, _absent(d.data)) for d in deployments] + _removals_at(fleet, template, sorted(left - covered))
 
 
 def commands(verb: Verb, data: CommandData, *, hosts: Iterable[str], now: datetime) -> list[Event]:
@@ -166,10 +176,25 @@ async def _publish_one(session: Session, event: Event) -> Sent:
     return Sent(event, topic, hosts)
 
 
-def _absent(data: DeployData, *, deployment: str) -> DeployData:
+def _removals_at(
+    fleet: Fleet, template: str, places: Iterable[tuple[str, str]]
+) -> list[tuple[DeployTopic, DeployData]]:
+    """Say what makes a template absent in these pools, each a host and a pool, on the hosts' own topics."""
+    record = _record(fleet, template)
+    return [
+        (
+            DeployTopic(deployment, host),
+            DeployData(deployment=deployment, template=record, pool=pool, ensure=Ensure.ABSENT),
+        )
+        for host, pool in places
+        for deployment in [default_deployment(template, pool)]
+    ]
+
+
+def _absent(data: DeployData) -> DeployData:
     """Ask for the opposite, and leave out what only matters to a download."""
     return DeployData(
-        deployment=deployment,
+        deployment=data.deployment,
         template=data.template,
         pool=data.pool,
         hosts=data.hosts,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol
 
+from rich.console import RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.text import Text
 
 from controller.outcome import Phase, Standing
-from controller.output import Output, moment, size, state
+from controller.output import Output
+from controller.sheet import moment, plain, size, state
 
 _TENTHS = 10
+_OTHER_LINES = 4
+_FEWEST_BARS = 5
+_LARGEST = 2**63  # bytes: a bar is drawn with floats, and a host may say what it likes
 
 
 class Screen(Protocol):
@@ -22,24 +28,55 @@ class Screen(Protocol):
         ...
 
 
-class Bars:
-    """One progress bar a host."""
+class _Bars(Progress):
+    """rich's bars, and a line about those that there is no room for."""
 
-    def __init__(self, progress: Progress) -> None:
+    hidden = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Give what is drawn."""
+        yield self.make_tasks_table(self.tasks)
+        if self.hidden:
+            yield Text(self.hidden)
+
+
+class Bars:
+    """One progress bar a host; of more hosts than the terminal has lines, those that are not settled come first."""
+
+    def __init__(self, progress: _Bars) -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, str] = {}
 
     def update(self, standings: Sequence[Standing]) -> None:
-        """Move the bars."""
-        for standing in standings:
-            task = self._tasks.get(standing.host)
-            if task is None:
-                task = self._progress.add_task(standing.host, total=None, state="", note="")
-                self._tasks[standing.host] = task
-            total, done = _figures(standing)
-            self._progress.update(
-                task, total=total, completed=done, state=state(standing.state).markup, note=_note(standing)
-            )
+        """Move the bars; what a host has to say stands above them."""
+        room = max(self._progress.console.height - _OTHER_LINES, _FEWEST_BARS)
+        ordered = sorted(standings, key=lambda one: one.is_settled) if len(standings) > room else standings
+        for position, standing in enumerate(ordered):
+            self._move(standing, is_visible=position < room)
+        settled, left_out = sum(one.is_settled for one in standings), len(standings) - room
+        self._progress.hidden = (
+            f"and {left_out} more; {settled} of {len(standings)} are settled" if left_out > 0 else ""
+        )
+
+    def _move(self, standing: Standing, *, is_visible: bool) -> None:
+        task = self._tasks.get(standing.host)
+        if task is None:
+            task = self._progress.add_task(standing.host, total=None, state="", code="", visible=is_visible)
+            self._tasks[standing.host] = task
+        total, done = _figures(standing)
+        self._progress.update(
+            task,
+            total=total,
+            completed=done,
+            state=state(standing.state).markup,
+            code=standing.code.value if standing.code else "",
+            visible=is_visible,
+        )
+        note = _note(standing)
+        if note and is_visible and self._told.get(standing.host) != note:
+            self._told[standing.host] = note
+            self._progress.console.print(Text(plain(f"{standing.host}: {note}")))
 
 
 class Lines:
@@ -55,7 +92,7 @@ class Lines:
             line = ": ".join(part for part in (_with_tenth(standing), _note(standing)) if part)
             if self._shown.get(standing.host) != line:
                 self._shown[standing.host] = line
-                self._output.say(f"{standing.host}: {line}")
+                self._output.say(plain(f"{standing.host}: {line}"))
 
 
 @contextlib.contextmanager
@@ -70,9 +107,9 @@ def open_screen(output: Output) -> Generator[Screen, None, None]:
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.fields[code]}", markup=False),
     )
-    with Progress(*columns, console=output.notes) as progress:
+    with _Bars(*columns, console=output.notes) as progress:
         yield Bars(progress)
 
 
@@ -80,10 +117,11 @@ def _figures(standing: Standing) -> tuple[int | None, int]:
     """Size and bytes done; an empty bar before anything is known, a full one at the end."""
     if standing.phase is Phase.DONE:
         whole = getattr(standing.status, "size", None) or 1
-        return whole, whole
+        return min(whole, _LARGEST), min(whole, _LARGEST)
     if standing.progress is None:
         return (None, 0) if standing.phase is Phase.PENDING else (1, 0)
-    return standing.progress.size, standing.progress.done
+    whole = standing.progress.size
+    return None if whole is None else min(whole, _LARGEST), min(standing.progress.done, _LARGEST)
 
 
 def _with_tenth(standing: Standing) -> str:

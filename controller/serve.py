@@ -21,7 +21,7 @@ from controller.broker import Link, Message, open_link
 from controller.config import Settings
 from controller.delivery import Deliveries
 from controller.errors import ControlError
-from controller.fleet import Change, EventChange, Fleet, Seen, StatusChange
+from controller.fleet import Change, EventChange, Fleet, Overwritten, Seen, StatusChange
 from controller.notify import Notifier
 from controller.publish import source
 from controller.registry import Registry, Stored
@@ -31,7 +31,7 @@ from kvmwire.events import Event
 from kvmwire.status import HostState, HostStatus, Receipt
 from kvmwire.topics import CommandTopic, DeployTopic, EventTopic, HostTopic, RegisterTopic
 
-_TICK_S = 0.5
+_TICK_S = 0.25
 _MAX_WAITING = 100_000
 _PRUNE_EVERY_S = 3600.0
 _log = log.get("serve")
@@ -69,6 +69,7 @@ class _Server:
         self._receipts: deque[Receipt] = deque(maxlen=_MAX_WAITING)  # one that falls out is asked for again
         self._seen: dict[EventTopic, Seen] = {}
         self._cleared: set[EventTopic] = set()
+        self._overwritten: set[EventTopic] = set()
         self._is_restoring = True
         self._registry_version = (0, 0)
         self._openings = 0
@@ -127,6 +128,7 @@ class _Server:
                 self._is_restoring = True
                 raise
         await self._save()
+        await self._put_back(link)
         await self._follow()
         for stored in self._deliveries.due(self._fleet, time.monotonic()):
             await link.publish(stored.topic, stored.payload, is_retained=stored.is_retained)
@@ -141,9 +143,7 @@ class _Server:
         if version[0] != self._openings:
             self._openings = version[0]
             self._seen = dict(self._fleet.events) | self._seen
-        seen, self._seen = self._seen, {}
-        cleared, self._cleared = self._cleared, set()
-        receipts = [self._receipts.popleft() for _ in range(len(self._receipts))]
+        seen, cleared, receipts = dict(self._seen), set(self._cleared), list(self._receipts)
         adopted = [self._stored(one) for one in seen.values()]
         gone = [self.topics.build(topic) for topic in cleared]
 
@@ -157,7 +157,12 @@ class _Server:
 
         if adopted or gone or receipts:
             await self._archive.call(write)
-        if any(stored.is_ours for stored in adopted):
+        # Only what was written is forgotten here: a full disk or a lock must lose nothing.
+        self._seen = {topic: one for topic, one in self._seen.items() if seen.get(topic) is not one}
+        self._cleared -= cleared
+        for _ in range(min(len(receipts), len(self._receipts))):
+            self._receipts.popleft()
+        if gone or any(stored.is_ours for stored in adopted):
             self._registry_version = (0, 0)  # SQLite tells of other connections' writes only
 
     async def _restore(self, link: Link) -> None:
@@ -173,6 +178,16 @@ class _Server:
             await link.publish(stored.topic, stored.payload, is_retained=True)
             _log.info("event restored at the broker", topic=stored.topic, event=stored.id)
 
+    async def _put_back(self, link: Link) -> None:
+        """Publish the newer event again where somebody has overwritten it by an older one."""
+        while self._overwritten:
+            topic = next(iter(self._overwritten))
+            seen = self._fleet.events.get(topic)
+            if seen is not None:
+                await link.publish(self.topics.build(topic), seen.payload, is_retained=True)
+                _log.warning("an older event had replaced a newer one", topic=self.topics.build(topic))
+            self._overwritten.discard(topic)
+
     async def _follow(self) -> None:
         """Follow what the registry says is awaited; it changes when another kvmctl publishes."""
         version = await self._archive.call(Registry.version)
@@ -180,8 +195,8 @@ class _Server:
         self._deliveries.expire(now)
         if version == self._registry_version:
             return
-        self._registry_version = version
         awaited, answered = await self._archive.call(lambda registry: (registry.awaited(now), registry.receipted()))
+        self._registry_version = version
         self._deliveries.keep_only({stored.id for stored in awaited})
         for stored in awaited:
             event = self._decoded(stored)
@@ -193,6 +208,8 @@ class _Server:
             case EventChange(topic=topic, seen=Seen() as seen):
                 self._cleared.discard(topic)
                 self._seen[topic] = seen
+            case Overwritten(topic=topic) if is_live:
+                self._overwritten.add(topic)
             case EventChange(topic=topic, seen=None, error=None) if is_live:
                 self._seen.pop(topic, None)
                 self._cleared.add(topic)

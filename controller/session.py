@@ -17,7 +17,7 @@ from controller.supervise import beside
 from kvmwire.status import HostState, HostStatus, Receipt
 from kvmwire.topics import HostTopic
 
-_STEP_S = 0.5
+_STEP_S = 0.25
 _PAUSE_S = 0.03
 
 

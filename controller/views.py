@@ -6,38 +6,38 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from controller.fleet import Fleet
-from controller.outcome import Standing
-from controller.output import moment, size, state, table, text
+from controller.outcome import Phase, Standing
 from controller.publish import Sent
 from controller.registry import Stored
+from controller.sheet import Sheet, moment, short, size, some, state
 from kvmwire.events import RegisterData
 from kvmwire.source import redact
 from kvmwire.status import ProbeStatus, Progress, Receipt, ReplicaState, ReplicaStatus
 from kvmwire.topics import ProbeTopic, ProgressTopic, RegisterTopic, ReplicaTopic
 
 Row = dict[str, Any]
-Rows = tuple[list[Row], Table]
+Rows = tuple[list[Row], Sheet]
+_NO_SOURCE = ("-",) * 5
+_ID_LENGTH = 8
 
 
 def hosts(fleet: Fleet) -> Rows:
     """Every host with its pools."""
-    rows, shown = list[Row](), table("hosts", "host", "state", "version", "pools", "labels", "ready", "since")
+    rows, shown = list[Row](), Sheet("hosts", "host", "state", "version", "ready", "since", wide=("pools", "labels"))
     ready = Counter(topic.host for topic in _ready(fleet))
     for name, host in sorted(fleet.hosts.items()):
         rows.append({"kind": "host", **host.model_dump(mode="json"), "ready": ready[name]})
         pools = ", ".join(f"{p.name} {p.state.value} {size(p.available)} free" for p in host.pools)
         labels = ", ".join(f"{key}={value}" for key, value in sorted(host.labels.items()))
         shown.add_row(
-            text(name),
+            name,
             state(host.state.value),
-            text(host.version),
-            text(pools),
-            text(labels),
-            str(ready[name]),
+            host.version,
+            ready[name],
             moment(host.since or host.started),
+            pools,
+            labels,
         )
     return rows, shown
 
@@ -45,7 +45,7 @@ def hosts(fleet: Fleet) -> Rows:
 def templates(fleet: Fleet, names: Iterable[str] | None = None) -> Rows:
     """Every registered template, or those named."""
     rows = list[Row]()
-    shown = table("templates", "template", "format", "size", "checksum", "sources", "ready on", "generation")
+    shown = Sheet("templates", "template", "format", "size", "ready on", "generation", "checksum")
     on = defaultdict[str, set[str]](set)
     for topic in _ready(fleet):
         on[topic.template].add(topic.host)
@@ -64,14 +64,14 @@ def templates(fleet: Fleet, names: Iterable[str] | None = None) -> Rows:
             }
         )
         shown.add_row(
-            text(name),
+            name,
             record.format.value,
             size(record.size),
-            text(record.checksum),
-            text("\n".join(redact(url) for url in record.urls)),
             f"{len(ready)} of {len(fleet.hosts)}",
-            str(seen.generation or "-"),
+            seen.generation,
+            short(record.checksum),
         )
+        shown.note(name, some(map(redact, record.urls)))
     return rows, shown
 
 
@@ -87,7 +87,7 @@ def replicas(fleet: Fleet, *, template: str | None = None, host: str | None = No
     return rows, shown
 
 
-def current_replicas(fleet: Fleet, *, template: str | None, limit: int) -> tuple[Table, int]:
+def current_replicas(fleet: Fleet, *, template: str | None, limit: int) -> tuple[Sheet, int]:
     """Show so many replicas, those that are not settled first, and tell how many are left out."""
     found = [(t, s) for t, s in fleet.replicas.items() if template in {None, t.template}]
     found.sort(key=lambda pair: (pair[1].state.is_settled, _replica_order(pair[0])))
@@ -119,7 +119,7 @@ def probe_row(topic: ProbeTopic, status: ProbeStatus) -> Row:
 
 def outcome(standings: Sequence[Standing], *, title: str) -> Rows:
     """Show the end of a deploy or remove that was waited for."""
-    rows, shown = list[Row](), table(title, "host", "state", "path", "checksum", "message")
+    rows, shown = list[Row](), Sheet(title, "host", "state", "checksum", wide=("path",))
     for one in standings:
         status = one.status if isinstance(one.status, ReplicaStatus) else None
         rows.append(
@@ -127,12 +127,12 @@ def outcome(standings: Sequence[Standing], *, title: str) -> Rows:
             | {"path": status.path if status else None, "checksum": status.checksum if status else None}
         )
         shown.add_row(
-            text(one.host),
+            one.host,
             state(one.state),
-            text(status.path if status else None),
-            text(status.checksum if status else None),
-            text(_explained(one)),
+            short(status.checksum if status and status.path else None),
+            status and status.path,
         )
+        shown.note(one.host, _explained(one))
     return rows, shown
 
 
@@ -145,13 +145,14 @@ def probed(standings: Sequence[Standing]) -> Rows:
         if isinstance(one.status, ProbeStatus) and one.status.sources:
             _add_probe(shown, one.host, one.status)
         else:
-            shown.add_row(text(one.host), state(one.state), "-", "-", "-", "-", "-", text(_explained(one)))
+            shown.add_row(one.host, state(one.state), *_NO_SOURCE)
+            shown.note(one.host, _explained(one))
     return rows, shown
 
 
 def sent(events: Iterable[Sent]) -> Rows:
     """Show what was published."""
-    rows, shown = list[Row](), table("published", "event", "generation", "topic", "meant for")
+    rows, shown = list[Row](), Sheet("published", "event", "generation", wide=("topic",))
     for one in events:
         hosts_ = sorted(one.hosts)
         rows.append(
@@ -163,18 +164,18 @@ def sent(events: Iterable[Sent]) -> Rows:
                 "hosts": hosts_,
             }
         )
-        shown.add_row(
-            one.event.id, str(one.event.generation or "-"), one.topic, text(", ".join(hosts_) or "nobody yet")
-        )
+        shown.add_row(one.event.id, one.event.generation, one.topic)
+        shown.note("meant for", some(hosts_) or "nobody yet")
     return rows, shown
 
 
 def receipts(found: Iterable[Receipt]) -> Rows:
     """Answers of hosts."""
-    rows, shown = list[Row](), table("receipts", "host", "outcome", "code", "message", "event")
+    rows, shown = list[Row](), Sheet("receipts", "host", "outcome", "code", wide=("event",))
     for one in found:
         rows.append(receipt_row(one))
-        shown.add_row(text(one.host), state(one.outcome.value), text(one.code), text(one.message), text(one.event))
+        shown.add_row(one.host, state(one.outcome.value), one.code, one.event)
+        shown.note(one.host, _sentences(one.message, one.hint))
     return rows, shown
 
 
@@ -185,10 +186,9 @@ def receipt_row(receipt: Receipt) -> Row:
 
 def history(events: Iterable[tuple[Stored, set[str], list[Receipt]]]) -> Rows:
     """Show what this controller published, who it was for, and who answered what."""
-    rows, shown = list[Row](), table("events", "event", "topic", "generation", "answered", "not yet", "refused")
+    rows, shown = list[Row](), Sheet("events", "event", "generation", "answers", wide=("topic", "not yet"))
     for stored, audience, answers in events:
         silent = sorted(audience - {answer.host for answer in answers})
-        refused = [f"{answer.host} {answer.code or answer.outcome.value}" for answer in answers if answer.code]
         rows.append(
             {
                 "kind": "event",
@@ -200,14 +200,10 @@ def history(events: Iterable[tuple[Stored, set[str], list[Receipt]]]) -> Rows:
                 "receipts": [answer.model_dump(mode="json") for answer in answers],
             }
         )
-        shown.add_row(
-            text(stored.id),
-            text(stored.topic),
-            text(stored.generation),
-            str(len(answers)),
-            text(", ".join(silent)),
-            text(", ".join(refused)),
-        )
+        shown.add_row(stored.id[:_ID_LENGTH], stored.generation, len(answers), stored.topic, some(silent))
+        for answer in answers:
+            if answer.code:
+                shown.note(f"{answer.host} about {stored.id[:_ID_LENGTH]}", f"{answer.code.value}: {answer.message}")
     return rows, shown
 
 
@@ -216,7 +212,7 @@ def progress(status: ReplicaStatus, figures: Progress | None) -> str:
     if figures is None or not status.state.is_running:
         whole = size(status.size) if status.size else ""
         return f"of {whole}" if whole and status.state.is_running else whole
-    whole = f"{figures.done / figures.size:.0%} of {size(figures.size)}" if figures.size else size(figures.done)
+    whole = f"{figures.done * 100 // figures.size}% of {size(figures.size)}" if figures.size else size(figures.done)
     return f"{whole}, {size(figures.bytes_per_second)}/s"
 
 
@@ -235,21 +231,15 @@ def _figures(fleet: Fleet, topic: ReplicaTopic, status: ReplicaStatus) -> Progre
     return fleet.progress.get(ProgressTopic(topic.host, topic.pool, topic.template)) or status.progress
 
 
-def _replica_table() -> Table:
-    return table("replicas", "host", "pool", "template", "state", "progress", "path", "checksum", "message")
+def _replica_table() -> Sheet:
+    return Sheet("replicas", "host", "pool", "template", "state", "size", wide=("path",))
 
 
-def _add_replica(shown: Table, topic: ReplicaTopic, status: ReplicaStatus, figures: Progress | None) -> None:
+def _add_replica(shown: Sheet, topic: ReplicaTopic, status: ReplicaStatus, figures: Progress | None) -> None:
     shown.add_row(
-        text(topic.host),
-        text(topic.pool),
-        text(topic.template),
-        state(status.state.value),
-        text(progress(status, figures)),
-        text(status.path),
-        text(status.checksum),
-        text(why(status)),
+        topic.host, topic.pool, topic.template, state(status.state.value), progress(status, figures), status.path
     )
+    shown.note(f"{topic.host} {topic.pool}/{topic.template}", why(status))
 
 
 def _ready(fleet: Fleet) -> list[ReplicaTopic]:
@@ -275,7 +265,7 @@ def _standing_row(one: Standing) -> Row:
         "kind": "outcome",
         "host": one.host,
         "state": one.state,
-        "done": one.phase.value == "done",
+        "done": one.phase is Phase.DONE,
         "code": one.code,
         "message": one.message,
         "hint": one.hint,
@@ -285,27 +275,31 @@ def _standing_row(one: Standing) -> Row:
 
 def _explained(one: Standing) -> str:
     code = f"{one.code.value}: " if one.code else ""
-    hint = f" {one.hint}" if one.hint and one.phase.value != "done" else ""
-    return f"{code}{one.message}{hint}"
+    return code + _sentences(one.message, one.hint if one.phase is not Phase.DONE else "")
 
 
-def _probe_table() -> Table:
-    return table("sources", "host", "verdict", "source", "status", "size", "ranges", "format", "message")
+def _sentences(*words: str) -> str:
+    return " ".join(filter(None, words))
 
 
-def _add_probe(shown: Table, host: str, status: ProbeStatus) -> None:
+def _probe_table() -> Sheet:
+    return Sheet("sources", "host", "verdict", "status", "size", "ranges", "format", wide=("source",))
+
+
+def _add_probe(shown: Sheet, host: str, status: ProbeStatus) -> None:
     for source in status.sources:
         ranges = {None: "-", True: "yes", False: "no"}[source.ranges]
         code = f"{source.code.value}: " if source.code else ""
         shown.add_row(
-            text(host),
+            host,
             state(status.verdict.value),
-            text(redact(source.url)),
-            text(source.status),
+            source.status,
             size(source.size),
             ranges,
-            text(source.format),
-            text(f"{code}{source.message}"),
+            source.format,
+            redact(source.url),
         )
+        shown.note(host, code + _sentences(source.message, source.hint))
     if not status.sources:
-        shown.add_row(text(host), state(status.verdict.value), "-", "-", "-", "-", "-", text(why(status)))
+        shown.add_row(host, state(status.verdict.value), *_NO_SOURCE)
+        shown.note(host, why(status))

@@ -31,16 +31,19 @@ from kvmd.engine.job import Job, Limits
 from kvmd.engine.probing import Finding, Wish, probe_all
 from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
-from kvmd.errors import ConfigError
+from kvmd.errors import ConfigError, InternalError, KvmdError, leaves
 from kvmd.fetch.connections import Connections, HttpSettings, TlsFiles
 from kvmd.fetch.http import HttpSources
 from kvmd.journal import SqliteJournal
+from kvmd.log import get_logger
 from kvmd.notify import Notifier
 from kvmd.store.directory import DirectoryStore
 from kvmwire.digest import Digest
 from kvmwire.events import ImageFormat
 from kvmwire.source import Origin, SourceUrl
 from kvmwire.topics import Topics
+
+log = get_logger(__name__)
 
 _EVERYWHERE = AddressPolicy((), ())
 
@@ -101,15 +104,29 @@ async def run(settings: Settings, environ: Mapping[str, str]) -> int:
         journal = await SqliteJournal.open(settings.state_dir)
         sources = HttpSources(Connections(http_settings(settings)))
         try:
-            daemon = _daemon(settings, await journal.load(), journal, sources, executor, Notifier.from_environ(environ))
+            daemon = build_daemon(
+                settings, await journal.load(), journal, sources, executor, Notifier.from_environ(environ)
+            )
             await daemon.run(stopped)
+        except BaseExceptionGroup as group:
+            raise _ended_by(group) from group
         finally:
             await sources.close()
             await journal.close()
     return 0
 
 
-def _daemon(
+def _ended_by(group: BaseExceptionGroup[BaseException]) -> KvmdError:
+    """Give the error that ended the daemon, to be told in a line; one that nobody foresaw goes to the log with all it has."""
+    errors = leaves(group)
+    for error in errors:
+        if isinstance(error, KvmdError):
+            return error
+    log.unexpected("the daemon ends", errors[0])
+    return InternalError(f"the daemon ended by {type(errors[0]).__name__}: {errors[0]}; what is downloaded is kept.")
+
+
+def build_daemon(
     settings: Settings,
     record: HostRecord,
     journal: SqliteJournal,
@@ -117,6 +134,7 @@ def _daemon(
     executor: ThreadPoolExecutor,
     notifier: Notifier,
 ) -> Daemon:
+    """Tie one host's parts together; what several hosts in one process may share is given."""
     clock, topics = SystemClock(), Topics(settings.mqtt.prefix)
     stores = {
         name: DirectoryStore(name, pool.path, executor=executor, is_sparse=pool.sparse)

@@ -313,6 +313,16 @@ class InternalError(KvmdError):
     code = FailureCode.INTERNAL
 
 
+class OpenFilesError(InternalError):
+    """This process may open no more files."""
+
+    def __init__(self, what: str, *, limit: int) -> None:
+        super().__init__(
+            f"{what}: this process may have no more than {limit} files open at once.",
+            hint="Raise the limit of open files (LimitNOFILE in systemd).",
+        )
+
+
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     """Give the errors in a group and in the groups inside of it."""
     found: list[BaseException] = []

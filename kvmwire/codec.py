@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,16 @@ from typing import Any, NoReturn, TypeVar, cast
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from kvmwire.codes import FailureCode, WireError
-from kvmwire.events import CommandData, DeployData, Event, EventData, RegisterData, type_of, unsupported
+from kvmwire.events import (
+    MAX_GENERATION,
+    CommandData,
+    DeployData,
+    Event,
+    EventData,
+    RegisterData,
+    type_of,
+    unsupported,
+)
 from kvmwire.names import EventId, is_event_id
 from kvmwire.status import HostStatus, MachineStatus, ProbeStatus, Progress, Receipt, ReplicaStatus, Status
 from kvmwire.topics import (
@@ -48,7 +58,7 @@ class Envelope(BaseModel):
     subject: str | None = Field(default=None, max_length=256)
     time: AwareDatetime | None = None
     datacontenttype: str | None = None
-    generation: int | None = Field(default=None, ge=0, lt=2**63)
+    generation: int | None = Field(default=None, ge=0, le=MAX_GENERATION)
     expires: AwareDatetime | None = None
     keyid: str | None = None
     signature: str | None = None
@@ -113,7 +123,10 @@ def encode_event(topics: Topics, event: Event) -> bytes:
 
 
 def decode_status(topic: StatusTopic, payload: bytes) -> Status | None:
-    """Decode what arrived on a status topic; None for kinds that have no model. Raises WireError."""
+    """Decode what arrived on a status topic; None for kinds that have no model.
+
+    Raises WireError; also where a name inside contradicts the topic: brokers guard topics, so only those can be trusted.
+    """
     model: type[Status]
     match topic:
         case HostTopic():
@@ -130,7 +143,9 @@ def decode_status(topic: StatusTopic, payload: bytes) -> Status | None:
             model = Progress
         case CredentialStatusTopic():
             return None
-    return validate(model, parse_json_object(payload))
+    status = validate(model, parse_json_object(payload))
+    _check_is_about(topic, status)
+    return status
 
 
 def encode_status(status: Status) -> bytes:
@@ -207,6 +222,17 @@ def _agreeing(data: dict[str, Any], field: str, expected: str) -> dict[str, Any]
             FailureCode.EVENT_SCHEMA, f"{field}: the topic says {expected}, the data {_ascii(str(given)[:80])}."
         )
     return {**data, field: expected}
+
+
+def _check_is_about(topic: StatusTopic, status: Status) -> None:
+    """Compare the fields that topic and status share by name; an event's id is ``event`` in a receipt."""
+    for field in dataclasses.fields(topic):
+        name = "event" if field.name == "event_id" else field.name
+        said, expected = getattr(status, name, None), getattr(topic, field.name)
+        if said is not None and said != expected:
+            raise WireError(
+                FailureCode.EVENT_SCHEMA, f"{name}: the topic says {expected}, the status {_ascii(str(said))}."
+            )
 
 
 def _readable(model: str, error: ValidationError) -> WireError:

@@ -31,6 +31,7 @@ from kvmwire.topics import EventTopic
 MAX_SOURCES = 64
 MAX_HEADERS = 64
 MAX_SIZE = 2**63 - 1
+MAX_GENERATION = 2**63 - 1
 
 
 class ImageFormat(StrEnum):

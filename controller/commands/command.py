@@ -57,7 +57,7 @@ async def _command(invocation: Invocation, verb: Verb) -> Exit:
         if offline:
             output.say(f"not listening now: {', '.join(offline)}; `kvmctl serve` sends it for an hour when they come")
         answers = await _answers(session, sent, args.timeout)
-        output.show(*views.receipts(answers.values()))
+        output.show(*views.receipts(answers[host] for host in sorted(answers)))
         silent = sorted(hosts - answers.keys() - set(offline))
         if silent:
             output.say(f"no answer yet from: {', '.join(silent)}")
@@ -71,8 +71,9 @@ async def _answers(session: Session, sent: Sequence[Sent], timeout_s: float) -> 
         return {host: receipt for one in sent for host, receipt in session.receipts.get(one.event.id, {}).items()}
 
     def is_complete() -> bool:
+        answered = found()
         asked = (host for one in sent for host in one.hosts)
-        return all(host in found() for host in asked if session.fleet.is_online(host))
+        return all(host in answered for host in asked if session.fleet.is_online(host))
 
     try:
         async with asyncio.timeout(timeout_s):

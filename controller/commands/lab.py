@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import shutil
 import signal
 import tempfile
@@ -12,6 +13,7 @@ from controller.commands.invocation import Invocation, Parsers, add_parser
 from controller.lab.brokers import BROKERS
 from controller.lab.cluster import Lab
 from controller.output import Output
+from controller.supervise import beside
 from kvmwire.codes import Exit
 
 _MAX_HOSTS = 64
@@ -28,32 +30,41 @@ def add(parsers: Parsers) -> None:
     parser.add_argument("--keep", action="store_true", help="leave the temporary folder behind")
 
 
+class _StoppedError(Exception):
+    """Somebody wants the lab to end."""
+
+
 async def lab(invocation: Invocation) -> Exit:
-    """Run the cluster until Ctrl-C or SIGTERM; a part that dies ends it."""
+    """Run the cluster until Ctrl-C, SIGTERM or the terminal's end; a part that dies ends it."""
     args = invocation.arguments
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    if args.dir is not None:
-        await _run(invocation.output, args.dir, stop=stop, hosts=args.hosts, broker=args.broker)
-        return Exit.DONE
-    folder = Path(tempfile.mkdtemp(prefix="kvmd-lab-"))
+    folder = args.dir or Path(tempfile.mkdtemp(prefix="kvmd-lab-"))
     try:
-        await _run(invocation.output, folder, stop=stop, hosts=args.hosts, broker=args.broker)
+        async with beside(_stopped(stop)):  # it may come while the cluster is still being started
+            await _run(invocation.output, folder, hosts=args.hosts, broker=args.broker)
+    except _StoppedError:
+        return Exit.DONE
     finally:
-        if not args.keep:
+        if args.dir is None and not args.keep:
             shutil.rmtree(folder)
     return Exit.DONE
 
 
-async def _run(output: Output, folder: Path, *, stop: asyncio.Event, hosts: int, broker: str) -> None:
+async def _stopped(stop: asyncio.Event) -> None:
+    await stop.wait()
+    raise _StoppedError
+
+
+async def _run(output: Output, folder: Path, *, hosts: int, broker: str) -> None:
     async with Lab(folder, hosts=hosts, broker=broker) as cluster:
         if output.is_json:
             output.rows([{"kind": "lab", "broker": cluster.url, "config": str(cluster.config), "dir": str(folder)}])
         else:
             output.say(how_to_talk(cluster))
-        await cluster.until(stop)
+        await cluster.broken()
 
 
 def how_to_talk(lab: Lab) -> str:
@@ -62,7 +73,7 @@ def how_to_talk(lab: Lab) -> str:
 The lab runs: broker {lab.url}, kvmctl serve, and {", ".join(lab.hosts)}. Everything is in {lab.folder}
 
 In another terminal:
-  export KVMCTL_CONFIG={lab.config}
+  export KVMCTL_CONFIG={shlex.quote(str(lab.config))}
   kvmctl hosts
   kvmctl register deb12 https://.../debian-12.qcow2 --checksum '{{SHA-512}}...' --wait
   kvmctl deploy deb12 --all --wait

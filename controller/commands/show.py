@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from rich.console import Group
+
 from controller import views
 from controller.commands.invocation import Invocation, Parsers, add_parser, name
 from controller.errors import ControlError
 from controller.explain import explain as tell
 from controller.explain import receipts_of
 from controller.fleet import Fleet
-from controller.output import table
 from controller.session import open_session
+from controller.sheet import Sheet
 from kvmwire.codes import Exit, FailureCode
 
 
@@ -61,9 +63,9 @@ async def status(invocation: Invocation) -> Exit:
             hint="See what is registered with: kvmctl templates",
             code=FailureCode.TEMPLATE_UNKNOWN,
         )
-    for rows, shown in parts:
-        if rows:
-            invocation.output.show(rows, shown)
+    found = [part for part in parts if part[0]]
+    sheets = (part for _, sheet in found for part in (sheet, ""))
+    invocation.output.show([row for rows, _ in found for row in rows], Group(*list(sheets)[:-1]))
     return Exit.DONE
 
 
@@ -75,7 +77,7 @@ async def explain(invocation: Invocation) -> Exit:
         ids = [d.event.id for d in session.fleet.deployments(args.name)]
         answers = await session.archive.call(lambda registry: {one: registry.receipts(one) for one in ids})
         sentences = tell(session.fleet, args.name, args.host, receipts_of(args.host, answers))
-    shown = table(f"{args.name} on {args.host}", "about", "")
+    shown = Sheet(f"{args.name} on {args.host}", "about", wide=("",))
     for sentence in sentences:
         shown.add_row(sentence.about, sentence.text)
     invocation.output.show([{"kind": "sentence", "about": s.about, "text": s.text} for s in sentences], shown)

@@ -20,11 +20,14 @@ from kvmwire.topics import DeployTopic, HostTopic, ProbeTopic, ProgressTopic, Re
 _REFRESH_S = 0.25
 _OTHER_LINES = 8  # titles, heads and the lines between
 _FEWEST_LINES = 5
+_TOLD = ("kind", "host", "pool", "topic", "template", "state", "verdict", "outcome", "done", "size", "code", "message")
 
 
 def add(parsers: Parsers) -> None:
     """Add the parser."""
-    parser = add_parser(parsers, "watch", watch, "a live table until Ctrl-C; with --json a line a change")
+    parser = add_parser(
+        parsers, "watch", watch, "a live table until Ctrl-C; with --json, or into a file, a line a change"
+    )
     parser.add_argument("name", type=name, nargs="?", metavar="NAME", help="only this template")
 
 
@@ -34,7 +37,7 @@ async def watch(invocation: Invocation) -> Exit:
     topics = invocation.settings.mqtt.topics
     wanted = topics.retained_filters() + topics.progress_filters()
     async with open_session(invocation.settings, wanted) as session:
-        if invocation.output.is_json:
+        if invocation.output.is_json or not invocation.output.is_terminal:
             await follow(session, invocation.output, template=template)
         else:
             await _live(session, invocation.output, template)
@@ -53,7 +56,11 @@ async def follow(session: Session, output: Output, *, template: str | None) -> N
 
     session.listeners.append(take)
     while True:
-        output.rows([await queue.get()])
+        row = await queue.get()
+        if output.is_json:
+            output.rows([row])
+        else:
+            output.line(" ".join(str(row[name]) for name in _TOLD if row.get(name) is not None))
 
 
 async def _live(session: Session, output: Output, template: str | None) -> None:

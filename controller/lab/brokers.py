@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ def nats_config(folder: Path, port: int) -> str:
     return f"""
 server_name: "lab"
 listen: "127.0.0.1:-1"
-jetstream {{ store_dir: "{folder / "jetstream"}" }}
+jetstream {{ store_dir: {json.dumps(str(folder / "jetstream"), ensure_ascii=False)} }}
 mqtt {{ listen: "127.0.0.1:{port}", ack_wait: "5s", max_ack_pending: 200 }}
 """
 

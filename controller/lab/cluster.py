@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Never, Self
 
 from controller.config import load
 from controller.errors import UnreachableError
@@ -55,10 +56,11 @@ class Lab:
     ) -> None:
         await self._stop()
 
-    async def until(self, stop: asyncio.Event) -> None:
-        """Return when told to stop. Raises ControlError, with what it said last, when a child ends before."""
+    async def broken(self) -> Never:
+        """Wait for a child's end, and raise ControlError with what it said last."""
         async with beside(*(self._watch(child) for child in self.children)):
-            await stop.wait()
+            await asyncio.Event().wait()
+        raise AssertionError("unreachable: nothing sets that event")
 
     async def _start(self) -> None:
         words = await asyncio.to_thread(brokers.command, self._broker, self.folder / "broker", self._port)
@@ -66,7 +68,7 @@ class Lab:
         async with beside(*(self._watch(child) for child in self.children)):
             await self._listening()
         await asyncio.to_thread(
-            _write, self.config, f'state_dir = "{self.folder / "controller"}"\n[mqtt]\nurl = "{self.url}"\n'
+            _write, self.config, f'state_dir = {_quoted(self.folder / "controller")}\n[mqtt]\nurl = "{self.url}"\n'
         )
         await self._child("controller", [sys.executable, "-m", "controller", "serve", "--config", self.config])
         for host in self.hosts:
@@ -83,12 +85,12 @@ class Lab:
             config,
             f"""host = "{host}"
 labels = {{ zone = "lab" }}
-state_dir = "{self.folder / host / "state"}"
+state_dir = {_quoted(self.folder / host / "state")}
 [mqtt]
 url = "{self.url}"
 [pools.default]
 type = "directory"
-path = "{self.pool(host)}"
+path = {_quoted(self.pool(host))}
 [policy]
 allowed_networks = ["127.0.0.0/8", "::1/128"]
 """,
@@ -134,6 +136,11 @@ allowed_networks = ["127.0.0.0/8", "::1/128"]
                 group.create_task(child.stop())
         for child in others:
             await child.stop()
+
+
+def _quoted(path: Path) -> str:
+    """Write a path as a TOML string, which JSON's are."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from controller.errors import ControlError
 
 _TERM_S = 12.0
 _TAIL_LINES = 15
+_NOT_FOR_CHILDREN = ("KVMD_", "KVMCTL_", "NOTIFY_SOCKET", "WATCHDOG_")
 
 
 class Child:
@@ -24,17 +25,19 @@ class Child:
         self._process = process
 
     @classmethod
-    async def start(
-        cls, name: str, words: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None
-    ) -> Child:
-        """Start a program; what it writes goes to the log."""
+    async def start(cls, name: str, words: Sequence[str | Path], *, log: Path) -> Child:
+        """Start a program; what it writes goes to the log.
+
+        Settings in this process's environment are not for it: they could lead the lab to a broker of production.
+        """
+        env = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_CHILDREN)}
         with await asyncio.to_thread(log.open, "ab") as stream:
             process = await asyncio.create_subprocess_exec(
                 *map(str, words),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                env={**os.environ, **(env or {})},
+                env=env,
                 start_new_session=True,
             )
         return cls(name, process, log)

@@ -29,19 +29,45 @@ from kvmd.core.session import Cancelled, Failed, Ready, State, Waiting
 from kvmd.engine.report import replica_state
 from kvmd.engine.runner import Listener
 from kvmd.errors import KvmdError, PoolMissingError
-from kvmwire.codes import CODES, Exit
+from kvmd.fetch.connections import TlsFiles
+from kvmwire.codes import CODES, Exit, FailureCode
 from kvmwire.status import Failure
 from kvmwire.status import Progress as ProgressStatus
 
 _PLAIN_LINE_S = 5.0
+_INTERRUPTED = Failure(
+    code=FailureCode.CANCELLED,
+    message="interrupted; what was downloaded is kept.",
+    hint="Run the same command again to go on from there.",
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch, and give the exit code of what came out."""
-    settings = _settings(arguments.config)
-    tls = tls_files(arguments)
+    settings, tls = _settings(arguments.config), tls_files(arguments)
+    started = time.monotonic()
+    report = _Report(is_quiet=arguments.json)
+    is_interrupted = False
+    try:
+        request = _request(arguments, tls)
+        with report:
+            state = asyncio.run(_interruptible(request, settings, report))
+    except KvmdError as exc:
+        state = Failed(exc.failure)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        is_interrupted = True
+        state = Cancelled(_INTERRUPTED)
+    result = _result(state, report.last, seconds=round(time.monotonic() - started, 3))
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        _say(result)
+    return Exit.INTERRUPTED if is_interrupted else _exit_code(state)
+
+
+def _request(arguments: argparse.Namespace, tls: TlsFiles) -> app.FetchRequest:
     folder, name = _destination(arguments)
-    request = app.FetchRequest(
+    return app.FetchRequest(
         urls=arguments.urls,
         folder=folder,
         name=name,
@@ -50,22 +76,6 @@ def run(arguments: argparse.Namespace) -> int:
         headers=dict(arguments.header),
         tls=tls,
     )
-    started = time.monotonic()
-    report = _Report(is_quiet=arguments.json)
-    try:
-        with report:
-            state = asyncio.run(_interruptible(request, settings, report))
-    except KvmdError as exc:
-        state = Failed(exc.failure)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        _say_interrupted(arguments)
-        return Exit.INTERRUPTED
-    result = _result(state, report.last, seconds=round(time.monotonic() - started, 3))
-    if arguments.json:
-        print(json.dumps(result))
-    else:
-        _say(result)
-    return _exit_code(state)
 
 
 def _settings(path: Path | None) -> Settings:
@@ -185,12 +195,3 @@ def _say(result: dict[str, object]) -> None:
         )
         return
     print(f"kvmd: {result['code']}: {result['message']}\n      {result['hint']}", file=sys.stderr)
-
-
-def _say_interrupted(arguments: argparse.Namespace) -> None:
-    message = "interrupted; what was downloaded is kept"
-    hint = "Run the same command again to go on from there."
-    if arguments.json:
-        print(json.dumps({"state": "failed", "code": "CANCELLED", "message": message, "hint": hint}))
-    else:
-        print(f"\nkvmd: {message}. {hint}", file=sys.stderr)

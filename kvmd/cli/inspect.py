@@ -12,7 +12,7 @@ import aiofiles.os
 
 from kvmd.cli.output import human_size
 from kvmd.core.image import HEAD_SIZE, check_format, inspect_head
-from kvmd.errors import KvmdError, PoolMissingError
+from kvmd.errors import EmptySourceError, KvmdError, PoolMissingError
 from kvmwire.codes import CODES, Exit
 from kvmwire.events import ImageFormat
 
@@ -23,6 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     shown: dict[str, object] = {"file": str(arguments.file), "size": size}
     code = Exit.DONE
     try:
+        if size == 0:
+            raise EmptySourceError(f"{arguments.file} has 0 bytes; refused.")
         image = inspect_head(head, size=size)
         shown |= {"format": image.format.value, "version": image.version, "virtual_size": image.virtual_size}
         check_format(image, ImageFormat.AUTO)

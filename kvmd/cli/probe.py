@@ -8,6 +8,7 @@ import os
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kvmd import app
 from kvmd.cli.output import human_size, tls_files
@@ -34,16 +35,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _show(probes: list[SourceProbe]) -> None:
-    table = Table("source", "status", "size", "ranges", "format", "virtual size", "seconds", "verdict")
+    """Print one row a source, short enough for 80 columns, and below what is wrong with each, in lines of its own."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("source", overflow="fold")
+    for name in ("status", "size", "ranges", "format", "virtual", "seconds"):
+        table.add_column(name, no_wrap=True)
     for probe in probes:
         table.add_row(
-            probe.url + (f"\n-> {probe.redirect}" if probe.redirect else ""),
+            Text(probe.url + (f"\n-> {probe.redirect}" if probe.redirect else "")),
             " ".join(str(part) for part in (probe.status, probe.tls) if part is not None) or "-",
             human_size(probe.size),
             {True: "yes", False: "no", None: "-"}[probe.ranges],
             probe.format or "-",
             human_size(probe.virtual_size),
             f"{probe.seconds:.2f}",
-            "good" if probe.code is None else f"{probe.code}: {probe.message}\n{probe.hint}",
         )
-    Console().print(table)
+    console = Console(soft_wrap=False)
+    console.print(table)
+    for probe in probes:
+        if probe.code is not None:
+            print(f"{probe.code}: {probe.message} {probe.hint}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from kvmd.core.admission import check_policy
 from kvmd.core.desired import HostRecord, ProbeRecord, TemplateRecord
 from kvmd.daemon.announcer import Announcer
-from kvmd.daemon.rules import Rules
+from kvmd.daemon.rules import JOURNAL_PAUSE_S, Rules
 from kvmd.engine.probing import Finding, Wish, probe_all
 from kvmd.engine.report import probe_status
 from kvmd.errors import KvmdError
@@ -83,6 +83,9 @@ class Prober:
             self._record.probes[name] = probe
             self._announcer.probe(probe)
             log.info("template probed", template=name, verdict=status.verdict, code=status.code)
+        except KvmdError as exc:
+            log.error("the journal cannot be written: the template is probed anew", exc=exc, template=name)
+            await asyncio.sleep(JOURNAL_PAUSE_S)
         finally:
             self._running.discard(name)
             self._wake.set()

@@ -15,7 +15,7 @@ from kvmd.core.retry import ATTEMPT_CAP_S, backoff_s
 from kvmd.core.session import State, Waiting
 from kvmd.daemon.announcer import Announcer
 from kvmd.daemon.jobs import Assignment, assignment, put_off, queued, replica_of
-from kvmd.daemon.rules import Rules
+from kvmd.daemon.rules import JOURNAL_PAUSE_S, Rules
 from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
 from kvmd.errors import KvmdError, PoolMissingError, TemplateUnknownError
@@ -65,6 +65,7 @@ class Reconciler:
         self._due: dict[ReplicaKey, float] = {}
         self._wake = asyncio.Event()
         self._has_new_wishes = True
+        self._resting_until: float | None = None
 
     def wake(self) -> None:
         """Look again what is to be done, because what is wished has changed."""
@@ -77,9 +78,21 @@ class Reconciler:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._wake.clear()
-                wake_at = await self._pass(group)
+                try:
+                    wake_at = self._resting_until or await self._pass(group)
+                except KvmdError as exc:
+                    wake_at = self._rest(exc)
                 beat()
                 await self._wait(wake_at, at_least_every_s)
+                if self._resting_until is not None and self._clock.monotonic() >= self._resting_until:
+                    self._resting_until = None
+
+    def _rest(self, error: KvmdError) -> float:
+        """Do nothing for a while because the journal failed; what it and memory say is still the same, so nothing is lost."""
+        log.error("the journal cannot be written: work is begun anew", exc=error, pause_s=JOURNAL_PAUSE_S)
+        self._has_new_wishes = True
+        self._resting_until = self._clock.monotonic() + JOURNAL_PAUSE_S
+        return self._resting_until
 
     def _remember_times(self) -> None:
         """Turn the journaled wall-clock times of waiting replicas into times of the clock that never jumps."""
@@ -167,7 +180,7 @@ class Reconciler:
         await self._keep(put_off(wish, fingerprint, before, failure=error.failure, now=now, until=until))
 
     async def _work(self, task: Assignment, store: Store) -> None:
-        """Run one session to its end."""
+        """Run one session to its end; it raises nothing but what the journal does."""
         key = task.key
         edges = Edges(self._sources, store, self._clock, self._rules.limits, self._shaper)
 
@@ -186,6 +199,8 @@ class Reconciler:
 
         try:
             await Session(task.job, edges, Listener(on_state, on_progress)).run(task.opening)
+        except KvmdError as exc:
+            self._rest(exc)
         finally:
             self._running.pop(key, None)
             self._wake.set()

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from kvmd.core.admission import Policy
 from kvmd.engine.job import Limits
 
+JOURNAL_PAUSE_S = 5.0
+"""How long work rests after the journal could not be written: a full disk is not emptied faster by trying."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import resource
 import ssl
 import time
@@ -20,8 +21,8 @@ from kvmd.core.watch import SpeedWatch
 from kvmd.errors import (
     EmptySourceError,
     EntityChangedError,
-    InternalError,
     KvmdError,
+    OpenFilesError,
     ProtocolError,
     RangeMismatchError,
     RedirectForbiddenError,
@@ -279,21 +280,41 @@ def _os_error(url: SourceUrl, exc: OSError) -> KvmdError:
             f"source {url}: its address {cause.address} is not allowed by this host's policy; not dialled."
         )
     if isinstance(cause, OSError) and cause.errno in {errno.EMFILE, errno.ENFILE}:
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return InternalError(
-            f"source {url}: this process may open no more files (its limit is {limit}, LimitNOFILE in systemd).",
-            hint="Raise the limit of open files.",
-        )
+        return OpenFilesError(f"source {url}", limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if isinstance(exc, ssl.SSLError) or isinstance(exc.__cause__, ssl.SSLError):
         return _tls_error(url, exc)
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        return SourceUnreachableError(
+            f"source {url}: no connection to {exc.host}:{exc.port} ({_reason(exc.os_error)})."
+        )
     return SourceUnreachableError(f"source {url}: {_text(exc)}.")
 
 
+def _reason(error: OSError) -> str:
+    """Say why in the system's words: asyncio puts its own text into strerror, a resolver's error has none but its own."""
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else _text(error)
+
+
 def _tls_error(url: SourceUrl, exc: BaseException) -> SourceError:
-    text = _text(exc)
+    error = _ssl_error(exc)
+    text = _text(exc) if error is None else _tls_reason(error)
     if "CERTIFICATE_REQUIRED" in text.upper().replace(" ", "_"):
         return client_certificate_error(url)
     return TlsVerifyError(f"source {url}: TLS failed: {text}.")
+
+
+def _ssl_error(exc: BaseException) -> ssl.SSLError | None:
+    """Give what the TLS library said, out of what aiohttp wraps around it."""
+    wrapped = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        wrapped = exc.certificate_error
+    return next((error for error in (wrapped, exc.__cause__) if isinstance(error, ssl.SSLError)), None)
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the server's certificate is not trusted, {error.verify_message}".rstrip(".")
+    return (error.reason or _text(error)).replace("_", " ").lower()
 
 
 def _text(exc: BaseException) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 from collections.abc import Generator
 from contextlib import contextmanager
 
 from kvmd.errors import (
-    InternalError,
     InUseError,
     KvmdError,
     NoSpaceError,
+    OpenFilesError,
     PoolMissingError,
     PoolReadonlyError,
     StoreIoError,
@@ -59,6 +60,8 @@ def translated(what: str) -> Generator[None]:
     try:
         yield
     except OSError as exc:
+        if exc.errno in {errno.EMFILE, errno.ENFILE}:
+            raise OpenFilesError(what, limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0]) from exc
         raise _error(exc)(f"{what}: {exc.strerror or exc}.") from exc
 
 
@@ -70,8 +73,6 @@ def _error(exc: OSError) -> type[KvmdError]:
             return PoolReadonlyError
         case errno.ENOENT | errno.ENOTDIR | errno.ELOOP | errno.ENODEV | errno.ESTALE:
             return PoolMissingError
-        case errno.EMFILE | errno.ENFILE:
-            return InternalError
         case errno.EWOULDBLOCK | errno.EBUSY:
             return InUseError
         case _:

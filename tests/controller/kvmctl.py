@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,11 @@ class Kvmctl:
         self.state = folder / "state"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("KVMCTL_")}
         self._env = {**clean, "HOME": str(folder), "KVMCTL_STATE_DIR": str(self.state), "KVMCTL_MQTT_URL": url, **env}
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """The environment of what is started."""
+        return self._env
 
     def set_env(self, **env: str) -> None:
         """Add to the environment of what is started from now on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -11,6 +13,7 @@ import pytest
 
 from controller.cli import build_parser
 from controller.commands.invocation import byte_count, deadline, duration_s
+from controller.registry import Registry, Stored
 from kvmwire import __version__
 from tests.controller.kvmctl import CHECKSUM, URL, Kvmctl
 from tests.support.ports import free_port
@@ -112,3 +115,40 @@ async def test_a_checksum_without_its_algorithm_is_read_back(alone: Kvmctl) -> N
     done = await alone.run("register", "t", URL, "--checksum", "ab" * 20)
     assert "checksum read as {SHA-1}" in done.stderr
     assert CHECKSUM not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["events"], ["events", "--json"], ["hosts", "--json"]])
+def test_a_reader_who_left_is_no_error(tmp_path: Path, words: list[str]) -> None:
+    registry = Registry(tmp_path)
+    with contextlib.closing(registry):
+        registry.store(Stored("e1", "t", b"", generation=1, is_retained=True, is_ours=True, created=1.0), ["kvm01"])
+    reading, writing = os.pipe()
+    os.close(reading)
+    url = f"mqtt://127.0.0.1:{free_port()}"
+    env = {**os.environ, "KVMCTL_STATE_DIR": str(tmp_path), "KVMCTL_MQTT_URL": url}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "controller", *words], stdout=writing, stderr=subprocess.PIPE, env=env, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_locale_without_the_letters_is_no_error(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "controller", "hosts", "--config", "/caf\u00e9"],
+        capture_output=True,
+        env=env,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert b"settings /caf\\xe9" in done.stderr
+
+
+async def test_a_typo_in_the_settings_names_file_and_key(tmp_path: Path) -> None:
+    (tmp_path / "kvmctl.toml").write_text('[mqtt]\nurrl = "mqtt://x"\n')
+    done = await Kvmctl("mqtt://127.0.0.1:1", tmp_path).run("hosts", "--config", str(tmp_path / "kvmctl.toml"))
+    assert done.code == 2
+    assert f"{tmp_path}/kvmctl.toml: mqtt.urrl: there is no such setting. Is mqtt.url meant?" in done.stderr

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
 
 from kvmwire.codec import decode_event
 from kvmwire.codes import FailureCode
@@ -280,3 +285,80 @@ async def test_a_broker_that_restarts_does_not_end_the_waiting(broker: Broker, k
             await host.finish(event.data, event.generation or 0)
             done = await ended(process)
     assert done.code == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["register", "remove"])
+async def test_ctrl_c_detaches_from_register_and_remove_too(broker: Broker, kvmctl: Kvmctl, command: str) -> None:
+    host = ScriptedHost(broker.url, "kvm01")
+    async with host.running():
+        await kvmctl.registered()
+        await kvmctl.run("deploy", "deb12", "--all", "--wait")
+        host.script.silent_for = 99
+        known = len(host.received)
+        words = ["remove", "deb12"] if command == "remove" else ["register", "deb12", URL, "--checksum", CHECKSUM]
+        async with kvmctl.started(*words, "--wait") as process:
+            await eventually(lambda: len(host.received) > known, what="the event arrives")
+            process.send_signal(signal.SIGINT)
+            done = await ended(process, timeout_s=5)
+    assert done.code == 130
+    assert "Detached" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_ctrl_c_while_the_broker_does_not_answer_ends_it_at_once(tmp_path: Path) -> None:
+    async with (
+        silent_server() as (port, was_called),
+        Kvmctl(f"mqtt://127.0.0.1:{port}", tmp_path).started("hosts") as process,
+    ):
+        async with asyncio.timeout(10):
+            await was_called.wait()
+        process.send_signal(signal.SIGINT)
+        done = await ended(process, timeout_s=5)
+    assert (done.code, done.stderr) == (130, "")
+
+
+@contextlib.asynccontextmanager
+async def silent_server() -> AsyncGenerator[tuple[int, asyncio.Event], None]:
+    """Give the port of a server that takes connections and never says a word."""
+    was_called, may_end = asyncio.Event(), asyncio.Event()
+
+    async def take(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        was_called.set()
+        await may_end.wait()
+        writer.close()
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], was_called
+        may_end.set()
+
+
+async def test_of_two_at_once_both_are_published_and_the_higher_generation_holds(
+    broker: Broker, kvmctl: Kvmctl, tmp_path: Path
+) -> None:
+    other = Kvmctl(broker.url, tmp_path / "another machine")
+    host = ScriptedHost(broker.url, "kvm01")
+    async with host.running():
+        await kvmctl.registered()
+        async with asyncio.TaskGroup() as group:
+            runs = [
+                group.create_task(one.run("deploy", "deb12", "--all", "--wait", "--json")) for one in (kvmctl, other)
+            ]
+        shown = await kvmctl.run("replicas", "--json")
+    ends = [run.result() for run in runs]
+    assert [(end.code, end.rows[0]["state"]) for end in ends] == [(0, "ready")] * 2, [end.stderr for end in ends]
+    generations = [event.generation or 0 for event in host.received if isinstance(event.data, DeployData)]
+    assert len({event.id for event in host.received if isinstance(event.data, DeployData)}) == 2
+    assert [row["generation"] for row in shown.rows] == [max(generations)]
+
+
+async def test_watch_into_a_file_is_a_line_a_change(broker: Broker, kvmctl: Kvmctl) -> None:
+    async with ScriptedHost(broker.url, "kvm01").running(), kvmctl.started("watch") as process:
+        assert process.stdout is not None
+        await watching(broker, "deb12", process.stdout)
+        await kvmctl.registered()
+        async with asyncio.timeout(10):
+            said = await process.stdout.readuntil(b"good")
+        process.send_signal(signal.SIGINT)
+        done = await ended(process)
+    assert done.code == 130
+    assert b"probe kvm01 deb12 good" in said

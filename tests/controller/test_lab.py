@@ -66,7 +66,7 @@ async def test_a_child_that_dies_ends_the_lab_and_is_quoted(tmp_path: Path) -> N
         victim = next(child for child in lab.children if child.name == "kvm01")
         os.kill(victim.pid, signal.SIGKILL)
         with pytest.raises(ControlError, match="kvm01 ended with -9") as caught:
-            await lab.until(asyncio.Event())
+            await lab.broken()
     assert str(tmp_path / "lab/kvm01.log") in caught.value.hint
 
 
@@ -123,3 +123,25 @@ def test_the_fallback_image_is_a_valid_qcow2(tmp_path: Path) -> None:
             assert child.wait() == 0, child.log_text()
     checked = json.loads((tmp_path / "1.log").read_text())
     assert (checked["allocated-clusters"], checked["total-clusters"], checked["check-errors"]) == (3, 3, 0)
+
+
+async def test_ctrl_c_while_the_lab_is_still_being_started_ends_it(tmp_path: Path) -> None:
+    async with Kvmctl("mqtt://127.0.0.1:1", tmp_path).started("lab", "--dir", str(tmp_path / "lab")) as process:
+        await eventually(lambda: list(tmp_path.glob("lab/broker.log")), what="the first child is started")
+        process.send_signal(signal.SIGINT)
+        done = await ended(process, timeout_s=10)
+    assert (done.code, done.stderr) == (0, "")
+    assert not (tmp_path / "lab/kvm03.log").exists(), "it did not first finish what it had begun"
+
+
+async def test_a_lab_keeps_away_from_the_broker_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KVMCTL_MQTT_URL", "KVMD_MQTT_URL"):
+        monkeypatch.setenv(name, "mqtt://127.0.0.1:1")
+    monkeypatch.setenv("KVMD_HOST", "production")
+    async with Lab(tmp_path / 'a "b" c', hosts=1) as lab:
+        await eventually(lambda: lab.url in (lab.folder / "controller.log").read_text(), what="the controller tells")
+        done = await Kvmctl(lab.url, tmp_path).run("hosts", "--json", "--mqtt", lab.url)
+    assert [row["host"] for row in done.rows] == ["kvm01"]
+    assert done.rows[0]["pools"][0]["path"] == str(lab.pool("kvm01"))

@@ -114,3 +114,8 @@ def test_the_worst_decides() -> None:
     assert exit_of([failed, Standing("c", Phase.PENDING, "sent")]) is Exit.UNREACHABLE
     assert exit_of([Standing("c", Phase.DONE, "ready")]) is Exit.DONE
     assert exit_of([]) is Exit.DONE
+
+
+def test_a_stale_event_that_no_status_explains_settles_it() -> None:
+    stale = replica_standing(wish(), fleet_of(ONLINE), receipt(Outcome.STALE, FailureCode.EVENT_STALE))
+    assert (stale.phase, stale.code) == (Phase.FAILED, FailureCode.EVENT_STALE)

@@ -21,6 +21,7 @@ from controller.publish import (
 from kvmwire.codec import decode_event, encode_event
 from kvmwire.codes import Exit, FailureCode
 from kvmwire.events import CommandData, DeployData, Ensure, RegisterData
+from kvmwire.status import ReplicaState
 from kvmwire.topics import CommandTopic, DeployTopic, ProbeTopic, RegisterTopic, ReplicaTopic, Verb
 from tests.controller.test_fleet import NOW, RECORD, TOPICS, event_of, fleet_of, replica_status
 
@@ -114,3 +115,17 @@ def test_an_unknown_template_is_refused_with_the_reason(payload: bytes | None, s
     with pytest.raises(ControlError, match=said) as caught:
         known_template(fleet, "deb12")
     assert (caught.value.code, caught.value.exit) == (FailureCode.TEMPLATE_UNKNOWN, Exit.FAILED)
+
+
+def test_a_replica_that_no_deploy_event_covers_is_removed_on_its_own_host() -> None:
+    fleet = fleet_of((ReplicaTopic("kvm01", "default", "deb12"), replica_status(5)))
+    [(topic, data)] = removals(fleet, "deb12", hosts=(), pool=None)
+    assert (topic, data.ensure, data.pool) == (DeployTopic("deb12", "kvm01"), Ensure.ABSENT, "default")
+    assert removals(fleet, "deb12", hosts=(), pool="fast") == []
+    gone = fleet_of((ReplicaTopic("kvm01", "default", "deb12"), replica_status(5, ReplicaState.ABSENT)))
+    assert removals(gone, "deb12", hosts=(), pool=None) == []
+
+
+def test_no_generation_is_left_above_the_highest() -> None:
+    with pytest.raises(ControlError, match="none above"):
+        next_generation(NOW, 2**63 - 1)

@@ -6,10 +6,16 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncGenerator
+import sqlite3
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
+from controller.config import load
+from controller.notify import Notifier
+from controller.registry import Registry
+from controller.serve import serve
 from kvmwire.events import DeployData
+from kvmwire.topics import RegisterTopic
 from tests.controller.kvmctl import CHECKSUM, Kvmctl, ended
 from tests.controller.scripted_host import ScriptedHost
 from tests.support.brokers import Broker
@@ -19,24 +25,34 @@ REGISTER = "kvmd/v1/register/deb12"
 
 
 @contextlib.asynccontextmanager
-async def serving(kvmctl: Kvmctl, folder: Path) -> AsyncGenerator[asyncio.subprocess.Process, None]:
-    """Run serve as systemd would; ready when it says so and has a broker."""
-    address = folder / "notify"
+async def notified(folder: Path) -> AsyncGenerator[Callable[[], bool], None]:
+    """Give what tells, as systemd would see it, that the service works and has a broker; NOTIFY_SOCKET is folder/notify."""
+    address, told = folder / "notify", bytearray()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(address))
         notify.setblocking(False)
-        kvmctl.set_env(NOTIFY_SOCKET=str(address))
-        async with kvmctl.started("serve") as process:
-            told = bytearray()
 
-            def has_connected() -> bool:
-                with contextlib.suppress(BlockingIOError):
+        def has_connected() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                while True:
                     told.extend(notify.recv(4096) + b"\n")
-                return b"READY=1" in told and b"connected to" in told and b"WATCHDOG=1" in told
+            return b"READY=1" in told and b"connected to" in told and b"WATCHDOG=1" in told
 
-            await eventually(has_connected, what="serve tells systemd that it is ready")
-            yield process
-        address.unlink()
+        yield has_connected
+    address.unlink()
+
+
+@contextlib.asynccontextmanager
+async def serving(kvmctl: Kvmctl, folder: Path) -> AsyncGenerator[None, None]:
+    """Run serve in this process: starting Python takes longer than most of these tests."""
+    settings = await asyncio.to_thread(load, None, kvmctl.env)
+    async with notified(folder) as has_connected, asyncio.TaskGroup() as group:
+        task = group.create_task(serve(settings, Notifier(str(folder / "notify"), watchdog_s=None)))
+        await eventually(has_connected, what="serve is ready")
+        try:
+            yield
+        finally:
+            task.cancel()
 
 
 async def retained(broker: Broker, topic: str) -> bytes | None:
@@ -146,9 +162,12 @@ async def test_a_topic_that_somebody_cleared_stays_clear(broker: Broker, kvmctl:
 
 
 async def test_sigterm_ends_it_cleanly(broker: Broker, kvmctl: Kvmctl, tmp_path: Path) -> None:
-    async with serving(kvmctl, tmp_path) as process:
-        process.send_signal(signal.SIGTERM)
-        done = await ended(process, timeout_s=5)
+    async with notified(tmp_path) as has_connected:
+        kvmctl.set_env(NOTIFY_SOCKET=str(tmp_path / "notify"))
+        async with kvmctl.started("serve") as process:
+            await eventually(has_connected, what="serve tells systemd that it is ready")
+            process.send_signal(signal.SIGTERM)
+            done = await ended(process, timeout_s=5)
     assert done.code == 0
     assert "stopped" in done.stderr
     assert "Traceback" not in done.stderr
@@ -178,3 +197,62 @@ async def eventually_receipted(kvmctl: Kvmctl, host: str) -> None:
         return host in (await asyncio.to_thread(kvmctl.history))[0][1]
 
     await eventually(has_answer, what=f"{host} has answered", timeout_s=15)
+
+
+async def test_an_event_whose_topic_was_cleared_is_not_sent_again(
+    broker: Broker, kvmctl: Kvmctl, tmp_path: Path
+) -> None:
+    host = ScriptedHost(broker.url, "kvm01")
+    host.script.silent_for = 2  # twice the event that stays is lost on it: the other one would have been sent by then
+    await kvmctl.registered("stays")
+    await kvmctl.registered()
+    async with serving(kvmctl, tmp_path):
+        async with broker.client() as client:
+            await client.publish(REGISTER, b"", retain=True)
+
+        def is_cleared() -> bool:
+            with contextlib.closing(Registry(kvmctl.state)) as registry:
+                return [stored.topic for stored in registry.retained()] == ["kvmd/v1/register/stays"]
+
+        await eventually(lambda: asyncio.to_thread(is_cleared), what="serve has seen it")
+        async with host.running():
+            await eventually(lambda: len(host.seen) == 1, what="the event that stays arrives at last")
+    assert {event.topic for event in host.received} == {RegisterTopic("stays")}
+    assert len(host.received) >= 3
+
+
+async def test_an_older_event_that_overwrote_a_newer_one_is_put_right(
+    broker: Broker, kvmctl: Kvmctl, tmp_path: Path
+) -> None:
+    await kvmctl.registered()
+    older = await retained(broker, REGISTER)
+    await kvmctl.registered()
+    newer = await retained(broker, REGISTER)
+    assert older is not None
+    assert older != newer
+    async with serving(kvmctl, tmp_path), broker.client() as client:
+        await client.publish(REGISTER, older, retain=True)
+
+        async def is_put_right() -> bool:
+            return await retained(broker, REGISTER) == newer
+
+        await eventually(is_put_right, what="the newer event is retained again")
+
+
+async def test_receipts_that_could_not_be_written_are_written_later(
+    broker: Broker, kvmctl: Kvmctl, tmp_path: Path
+) -> None:
+    await kvmctl.registered()
+    async with serving(kvmctl, tmp_path), ScriptedHost(broker.url, "kvm01").running():
+        await eventually_receipted(kvmctl, "kvm01")
+        with contextlib.closing(sqlite3.connect(kvmctl.state / "registry.sqlite")) as database:
+            database.execute("ALTER TABLE receipt RENAME TO hidden")
+            database.commit()
+            async with broker.client() as client:
+                await client.subscribe("kvmd/v1/status/+/receipt/+")
+                async with ScriptedHost(broker.url, "kvm02").running():
+                    await client.received(lambda one: "/kvm02/receipt/" in one.topic)
+                    await client.publish("kvmd/v1/register/x", b'{"template":"x","url":"http://o.test/x"}', retain=True)
+            database.execute("ALTER TABLE hidden RENAME TO receipt")
+            database.commit()
+        await eventually_receipted(kvmctl, "kvm02")

@@ -12,14 +12,15 @@ from controller.commands.watch import screen
 from controller.errors import ControlError
 from controller.fleet import Fleet
 from controller.outcome import Phase, Standing
-from controller.output import Output, size, table
+from controller.output import Output
 from controller.screen import open_screen
+from controller.sheet import Sheet, size
 from kvmwire.codec import encode_status
 from kvmwire.codes import FailureCode
 from kvmwire.events import RegisterData
-from kvmwire.status import Progress, ReplicaState
+from kvmwire.status import Progress, ReplicaState, ReplicaStatus
 from kvmwire.topics import HostTopic, ProgressTopic, RegisterTopic, ReplicaTopic, Topic
-from tests.controller.test_fleet import SUBJECTS, event_of, fleet_of, host_status, replica_status
+from tests.controller.test_fleet import NOW, SUBJECTS, event_of, fleet_of, host_status, replica_status
 
 
 def drawn(*parts: RenderableType) -> str:
@@ -66,7 +67,7 @@ def test_rows_are_json_and_urls_in_them_are_redacted() -> None:
 
 
 def test_what_hosts_send_is_no_markup() -> None:
-    shown = table("t", "a")
+    shown = Sheet("t", "a")
     rows, made = views.outcome(
         [Standing("kvm01", Phase.FAILED, "failed", code=FailureCode.IO, message="[red]no[/] [bad")], title="t"
     )
@@ -123,3 +124,62 @@ def test_a_failure_is_told_with_code_message_and_hint() -> None:
         "hint": "free space",
     }
     assert stderr.getvalue() == "error: NO_SPACE: it is full [1]\n  free space\n"
+
+
+def shown_in(width: int | None, *standings: Standing) -> list[str]:
+    stream = io.StringIO()
+    output = Output(is_json=False, stdout=stream)
+    rows, sheet = views.outcome(standings, title="deploy deb12")
+    if width is None:
+        output.show(rows, sheet)
+    else:
+        Console(file=stream, width=width).print(sheet)
+    return stream.getvalue().splitlines()
+
+
+def test_messages_stand_below_the_table_once_for_all_hosts_they_are_about() -> None:
+    message = "expected {SHA-256}" + "ab" * 32 + ", got {SHA-256}" + "cd" * 32
+    failed = [
+        Standing(
+            f"kvm{n:02}", Phase.FAILED, "failed", code=FailureCode.CHECKSUM_MISMATCH, message=message, hint="Look."
+        )
+        for n in range(12)
+    ]
+    piped, narrow = shown_in(None, *failed), shown_in(80, *failed)
+    assert piped[-1].startswith(
+        "kvm00, kvm01, kvm02, kvm03, kvm04, kvm05, kvm06, kvm07 and 4 more: CHECKSUM_MISMATCH: "
+    )
+    assert piped[-1].endswith("Look.")
+    assert all(line == line.rstrip() for line in piped)
+    assert max(map(len, piped[:-1])) < 80
+    assert max(map(len, narrow)) <= 80
+    assert next(line.split()[:2] for line in narrow if line.startswith("kvm0")) == ["kvm00", "failed"]
+
+
+def test_in_a_narrow_terminal_only_the_last_column_wraps() -> None:
+    status = ReplicaStatus(
+        template="deb12",
+        generation=1,
+        pool="default",
+        state=ReplicaState.READY,
+        path="/var/lib/libvirt/images/" + "x" * 60,
+        checksum="{SHA-256}" + "ab" * 32,
+        since=NOW,
+    )
+    narrow = shown_in(80, Standing("kvm01", Phase.DONE, "ready", status=status))
+    assert narrow[2].startswith("kvm01  ready  {SHA-256}abababababab…  /var/lib")
+    assert not any(line.startswith("kvm01") for line in narrow[3:])
+    assert "".join(line[-46:].strip() for line in narrow[2:]).endswith("x" * 60)
+
+
+def test_bars_of_a_large_fleet_fit_the_terminal_and_show_first_who_is_not_done() -> None:
+    output = Output(is_json=False, stdout=io.StringIO())
+    stream = io.StringIO()
+    output.notes = Console(file=stream, force_terminal=True, width=100, height=20)
+    done = [Standing(f"kvm{n:03}", Phase.DONE, "ready") for n in range(300)]
+    with open_screen(output) as shown:
+        shown.update([*done, Standing("slow", Phase.PENDING, "waiting", code=FailureCode.IO, message="disk")])
+    last = stream.getvalue().rsplit("slow", 1)[-1]
+    assert "and 285 more; 300 of 301 are settled" in last
+    assert "slow: IO: disk" in stream.getvalue()
+    assert last.count("kvm") == 15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import string
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -284,6 +285,16 @@ receipts = st.builds(
 
 def statuses() -> st.SearchStrategy[tuple[StatusTopic, Status]]:
     """Draw a topic and a status that belongs on it, for every kind that has a model."""
+    return _pairs().map(lambda pair: (pair[0], _about(*pair)))
+
+
+def _about(topic: StatusTopic, status: Status) -> Status:
+    """Name inside what the topic names."""
+    named = {"event" if name == "event_id" else name: value for name, value in dataclasses.asdict(topic).items()}
+    return status.model_copy(update={name: value for name, value in named.items() if name in type(status).model_fields})
+
+
+def _pairs() -> st.SearchStrategy[tuple[StatusTopic, Status]]:
     return (
         st.tuples(st.builds(HostTopic, names), host_statuses)
         | st.tuples(st.builds(ProbeTopic, names, names), probes)

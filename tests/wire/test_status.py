@@ -10,7 +10,7 @@ from hypothesis import given
 from kvmwire.codec import decode_status, encode_status
 from kvmwire.codes import FailureCode, WireError
 from kvmwire.status import HostState, HostStatus, ProbeStatus, Progress, ReplicaState, SourceProbe, Status, Verdict
-from kvmwire.topics import CredentialStatusTopic, HostTopic, ProgressTopic, StatusTopic
+from kvmwire.topics import CredentialStatusTopic, HostTopic, ProgressTopic, ReceiptTopic, StatusTopic
 from tests.wire.strategies import statuses
 
 
@@ -65,6 +65,22 @@ def test_a_wrong_status_is_refused_by_field(payload: bytes, wrong: str) -> None:
     with pytest.raises(WireError, match=wrong) as caught:
         decode_status(HostTopic("kvm01"), payload)
     assert caught.value.code is FailureCode.EVENT_SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "wrong"),
+    [
+        (HostTopic("kvm02"), b'{"host":"kvm01","state":"online"}', "host: the topic says kvm02, the status kvm01"),
+        (
+            ReceiptTopic("kvm01", "e1"),
+            b'{"event":"e2","host":"kvm01","outcome":"accepted","topic":"t","time":"2030-01-01T00:00:00Z"}',
+            "event: the topic says e1",
+        ),
+    ],
+)
+def test_a_status_that_contradicts_its_topic_is_refused(topic: StatusTopic, payload: bytes, wrong: str) -> None:
+    with pytest.raises(WireError, match=wrong):
+        decode_status(topic, payload)
 
 
 def test_a_last_will_needs_no_more_than_host_and_state() -> None:

@@ -26,7 +26,7 @@ from kvmwire.topics import (
     Topics,
     Verb,
 )
-from tests.wire.strategies import names, topics
+from tests.wire.strategies import names, status_topics, topics
 
 PINNED: list[tuple[Topic, str]] = [
     (RegisterTopic("deb12"), "kvmd/v1/register/deb12"),
@@ -133,6 +133,27 @@ def overlap(one: str, other: str) -> bool:
 def test_no_two_filters_of_a_host_overlap(host: str) -> None:
     filters = Topics().event_filters(host)
     assert not [pair for pair in itertools.combinations(filters, 2) if overlap(*pair)]
+
+
+@given(names | st.just("+"))
+def test_no_two_filters_of_a_controller_overlap(template: str) -> None:
+    topics = Topics()
+    filters = (
+        *topics.host_filters(),
+        *topics.wanted_filters(template),
+        *topics.outcome_filters(template),
+        *topics.progress_filters(template),
+        *topics.receipt_filters(),
+    )
+    assert not [pair for pair in itertools.combinations(filters, 2) if overlap(*pair)]
+    assert set(topics.retained_filters()) <= {*filters, *topics.wanted_filters(), *topics.outcome_filters()}
+
+
+@given(status_topics)
+def test_a_controller_hears_each_status_it_reads_once(topic: StatusTopic) -> None:
+    filters = (*Topics().retained_filters(), *Topics().progress_filters(), *Topics().receipt_filters())
+    heard = [one for one in filters if matches(one, Topics().build(topic))]
+    assert len(heard) == (0 if isinstance(topic, MachineTopic | CredentialStatusTopic) else 1)
 
 
 @given(topics, names, st.booleans())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kvmwire.status import ProbeStatus
 from tests.kvmd.daemon.harness import HOST, Daemon, Site, record, sha256
 from tests.support import images
@@ -23,7 +25,7 @@ async def test_cancel_in_mid_download_stops_it_and_leaves_nothing(
     cancelled = await lab.watch.replica("deb12", "cancelled")
     assert (cancelled.code, "wrong image" in cancelled.message) == ("CANCELLED", True)
     assert (await lab.watch.receipt(event)).outcome == "accepted"
-    assert kvmd.leftovers() == []
+    await eventually(lambda: not kvmd.leftovers(), what="the partial data is deleted")
     await eventually(lambda: not hostile.holding("disk.qcow2"), what="the connection is closed")
 
 
@@ -61,7 +63,8 @@ async def test_cancel_does_not_touch_what_is_ready(kvmd: Daemon, lab: Site, host
     assert kvmd.volume("deb12").read_bytes() == IMAGE
 
 
-async def test_cancel_reaches_what_waits_in_the_queue(kvmd: Daemon, lab: Site) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_cancel_reaches_what_waits_in_the_queue(lab: Site) -> None:
     await lab.deploy("unknown")
     await lab.watch.replica("unknown", "waiting")
 
@@ -70,7 +73,8 @@ async def test_cancel_reaches_what_waits_in_the_queue(kvmd: Daemon, lab: Site) -
     await lab.watch.replica("unknown", "cancelled")
 
 
-async def test_recheck_tries_a_failed_replica_again(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_recheck_tries_a_failed_replica_again(lab: Site, hostile: HostileServer) -> None:
     await lab.register("deb12", hostile.url("disk.qcow2"), checksum=sha256(IMAGE))
     await lab.deploy("deb12")
     await lab.watch.replica("deb12", "failed")
@@ -126,7 +130,8 @@ async def test_recheck_downloads_a_volume_that_is_gone(kvmd: Daemon, lab: Site, 
     assert kvmd.volume("deb12").read_bytes() == IMAGE
 
 
-async def test_announce_tells_everything_again(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_announce_tells_everything_again(lab: Site, hostile: HostileServer) -> None:
     hostile.add("disk.qcow2", IMAGE)
     await lab.register("deb12", hostile.url("disk.qcow2"))
     await lab.deploy("deb12")
@@ -141,7 +146,8 @@ async def test_announce_tells_everything_again(kvmd: Daemon, lab: Site, hostile:
     await eventually(lambda: wanted <= {one.topic for one in lab.client.messages[before:]}, what="all is told again")
 
 
-async def test_a_command_with_an_id_is_carried_out_once(kvmd: Daemon, lab: Site) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_a_command_with_an_id_is_carried_out_once(lab: Site) -> None:
     for _ in range(2):
         await lab.event("command/all/announce", {}, retain=False, id="once")
 

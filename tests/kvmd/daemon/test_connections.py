@@ -67,7 +67,8 @@ async def test_selected_labels_reach_the_host(
         await lab.watch.replica("deb12", "ready")
 
 
-async def test_a_wiped_broker_hears_everything_again(kvmd: Daemon, broker: Broker, hostile: HostileServer) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_a_wiped_broker_hears_everything_again(broker: Broker, hostile: HostileServer) -> None:
     hostile.add("disk.qcow2", IMAGE)
     async with site(broker) as before:
         await before.register("deb12", hostile.url("disk.qcow2"), checksum=sha256(IMAGE))
@@ -88,9 +89,8 @@ async def test_a_wiped_broker_hears_everything_again(kvmd: Daemon, broker: Broke
     assert len(hostile.requests_for("disk.qcow2")) == requests + 1
 
 
-async def test_a_broker_that_is_wiped_in_mid_download_changes_nothing(
-    kvmd: Daemon, broker: Broker, hostile: HostileServer
-) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_a_broker_that_is_wiped_in_mid_download_changes_nothing(broker: Broker, hostile: HostileServer) -> None:
     hostile.add("disk.qcow2", IMAGE)
     async with site(broker) as before:
         await before.deploy(record("deb12", hostile.url("disk.qcow2", hold="200000@2-"), IMAGE))

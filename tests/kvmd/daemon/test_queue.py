@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kvmd.daemon.harness import Daemon, Site, record, running, sha256
+from tests.kvmd.daemon.harness import Daemon, Site, record, running
 from tests.support import images
 from tests.support.brokers import Broker
 from tests.support.hostile import HostileServer
@@ -18,9 +18,8 @@ MANY = 1000
 MIB = 1 << 20
 
 
-async def test_two_deployments_of_one_template_are_one_download(
-    kvmd: Daemon, lab: Site, hostile: HostileServer
-) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_two_deployments_of_one_template_are_one_download(lab: Site, hostile: HostileServer) -> None:
     hostile.add("disk.qcow2", IMAGE)
     template = record("deb12", hostile.url("disk.qcow2", hold="200000@2-"), IMAGE)
 

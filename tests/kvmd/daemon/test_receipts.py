@@ -70,7 +70,8 @@ REFUSED_ENVELOPES: dict[str, tuple[str, Mapping[str, Any], str, str]] = {
 }
 
 
-async def test_a_refused_event_is_answered_with_code_message_and_hint(kvmd: Daemon, lab: Site) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_a_refused_event_is_answered_with_code_message_and_hint(lab: Site) -> None:
     answers: dict[str, tuple[str, str, str]] = {}
     for what, (topic, payload, code, names) in REFUSED.items():
         raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
@@ -90,7 +91,8 @@ async def test_a_refused_event_is_answered_with_code_message_and_hint(kvmd: Daem
     assert (await lab.watch.receipt(sound)).outcome == "accepted"
 
 
-async def test_an_envelope_without_a_usable_id_is_answered_under_its_digest(kvmd: Daemon, lab: Site) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_an_envelope_without_a_usable_id_is_answered_under_its_digest(lab: Site) -> None:
     payload = json.dumps(enveloped("register/deb12", _register(), id="../../etc"))
 
     event = await lab.send("register/deb12", payload)
@@ -98,7 +100,8 @@ async def test_an_envelope_without_a_usable_id_is_answered_under_its_digest(kvmd
     assert (await lab.watch.receipt(event)).code == "EVENT_SCHEMA"
 
 
-async def test_what_is_no_event_is_ignored(kvmd: Daemon, lab: Site) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_what_is_no_event_is_ignored(lab: Site) -> None:
     await lab.send("register/deb12", b"")
     await lab.send("register/-a", json.dumps(_register()))
     await lab.send("command/all/reboot", b"{}", retain=False)
@@ -111,9 +114,8 @@ async def test_what_is_no_event_is_ignored(kvmd: Daemon, lab: Site) -> None:
     ]
 
 
-async def test_the_same_event_again_is_a_duplicate_and_changes_nothing(
-    kvmd: Daemon, lab: Site, hostile: HostileServer
-) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_the_same_event_again_is_a_duplicate_and_changes_nothing(lab: Site, hostile: HostileServer) -> None:
     hostile.add("disk.qcow2", IMAGE)
     data = {"template": record("deb12", hostile.url("disk.qcow2"), IMAGE)}
     envelope = enveloped("deploy/all/deb12", data, generation=3)
@@ -130,7 +132,8 @@ async def test_the_same_event_again_is_a_duplicate_and_changes_nothing(
     assert len(hostile.requests) == requests
 
 
-async def test_of_two_generations_the_higher_wins_in_any_order(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_of_two_generations_the_higher_wins_in_any_order(lab: Site, hostile: HostileServer) -> None:
     hostile.add("disk.qcow2", IMAGE)
     new, old = hostile.url("disk.qcow2"), hostile.url("gone")
 
@@ -144,7 +147,8 @@ async def test_of_two_generations_the_higher_wins_in_any_order(kvmd: Daemon, lab
     assert hostile.requests_for("gone") == []
 
 
-async def test_an_event_without_a_generation_is_newer_than_what_is_known(kvmd: Daemon, lab: Site) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_an_event_without_a_generation_is_newer_than_what_is_known(lab: Site) -> None:
     await lab.event("register/deb12", _register(check="none"), generation=41)
 
     event = await lab.register("deb12", "https://images.example/other.qcow2", check="none")
@@ -169,7 +173,8 @@ async def test_a_bare_wish_counts_again_after_another_one(kvmd: Daemon, lab: Sit
     assert lab.watch.receipts(first) == ["accepted", "accepted"]
 
 
-async def test_a_bare_wish_published_twice_is_a_duplicate(kvmd: Daemon, lab: Site) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_a_bare_wish_published_twice_is_a_duplicate(lab: Site) -> None:
     event = await lab.register("deb12", URL, check="none")
     await lab.watch.receipt(event)
 

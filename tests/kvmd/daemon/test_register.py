@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.kvmd.daemon.harness import HOST, Daemon, Site, sha256
 from tests.support import images
 from tests.support.hostile import HostileServer
@@ -10,10 +12,11 @@ from tests.support.waiting import eventually
 IMAGE = images.qcow2(data_size=128 << 10)
 
 
-async def test_a_good_source_is_described_with_one_request(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_a_good_source_is_described_with_one_request(lab: Site, hostile: HostileServer) -> None:
     hostile.add("disk.qcow2", IMAGE)
 
-    event = await lab.register("deb12", hostile.url("disk.qcow2", token="hush"), checksum=sha256(IMAGE))  # noqa: S106
+    event = await lab.register("deb12", hostile.url("disk.qcow2", token="hush"), checksum=sha256(IMAGE))
 
     probe = await lab.watch.probe("deb12")
     assert (await lab.watch.receipt(event)).outcome == "accepted"
@@ -26,7 +29,8 @@ async def test_a_good_source_is_described_with_one_request(kvmd: Daemon, lab: Si
     assert (request.method, request.header("Range")) == ("GET", "bytes=0-65535")
 
 
-async def test_one_bad_mirror_of_two_is_degraded(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_one_bad_mirror_of_two_is_degraded(lab: Site, hostile: HostileServer) -> None:
     hostile.add("disk.qcow2", IMAGE)
     good, bad = hostile.url("disk.qcow2"), hostile.url("disk.qcow2", status=404)
 
@@ -37,9 +41,8 @@ async def test_one_bad_mirror_of_two_is_degraded(kvmd: Daemon, lab: Site, hostil
     assert [one.code for one in probe.sources] == [None, "SOURCE_STATUS"]
 
 
-async def test_without_a_usable_source_the_verdict_says_why_and_what_to_do(
-    kvmd: Daemon, lab: Site, hostile: HostileServer
-) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_without_a_usable_source_the_verdict_says_why_and_what_to_do(lab: Site, hostile: HostileServer) -> None:
     await lab.register("deb12", hostile.url("nothing.qcow2"))
 
     probe = await lab.watch.probe("deb12")
@@ -48,7 +51,8 @@ async def test_without_a_usable_source_the_verdict_says_why_and_what_to_do(
     assert probe.hint
 
 
-async def test_only_the_hosts_that_are_asked_to_check_do(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_only_the_hosts_that_are_asked_to_check_do(lab: Site, hostile: HostileServer) -> None:
     hostile.add("disk.qcow2", IMAGE)
     url = hostile.url("disk.qcow2")
 
@@ -60,7 +64,8 @@ async def test_only_the_hosts_that_are_asked_to_check_do(kvmd: Daemon, lab: Site
     assert not [one for one in lab.client.messages if one.topic.endswith(("probe/nobody", "probe/others"))]
 
 
-async def test_a_newer_register_event_is_probed_again(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
+@pytest.mark.usefixtures("kvmd")
+async def test_a_newer_register_event_is_probed_again(lab: Site, hostile: HostileServer) -> None:
     hostile.add("disk.qcow2", IMAGE)
     await lab.register("deb12", hostile.url("nothing"))
     assert (await lab.watch.probe("deb12")).verdict == "bad"

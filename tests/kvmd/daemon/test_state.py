@@ -181,6 +181,7 @@ async def test_a_session_that_cannot_be_journaled_is_taken_up_again(
     await lab.register("other", hostile.url("disk.qcow2"), check="none")
     await lab.deploy(record("deb12", hostile.url("disk.qcow2", hold="200000@2-"), IMAGE))
     await eventually(lambda: hostile.holding("disk.qcow2"), what="the download is under way")
+    await eventually(lambda: not unsent(kvmd), what="the receipts are journaled as sent")
     with locked(kvmd.state / "journal.db"):
         hostile.release("disk.qcow2")
         await kvmd.has_logged("the journal cannot be written: work is begun anew", level="error", timeout_s=15)
@@ -199,6 +200,16 @@ def locked(journal: Path) -> Generator[None]:
         yield
     finally:
         database.close()
+
+
+def unsent(daemon: Daemon) -> int:
+    """Count the receipts that the journal does not know to have arrived."""
+    database = sqlite3.connect(daemon.state / "journal.db")
+    try:
+        (count,) = database.execute("SELECT count(*) FROM receipt WHERE unsent = 1").fetchone()
+    finally:
+        database.close()
+    return int(count)
 
 
 async def _make_ready(daemon: Daemon, lab: Site, hostile: HostileServer) -> None:

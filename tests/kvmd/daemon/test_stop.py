@@ -83,27 +83,31 @@ async def test_sigterm_with_ten_jobs_ends_in_time_and_they_go_on_after_the_next_
 
 
 async def test_sigterm_ends_in_time_with_a_broker_that_does_not_answer(broker: Broker, tmp_path: Path) -> None:
-    async with Relay(broker.port) as relay:
-        async with running(Daemon(tmp_path / "kvm01", f"mqtt://127.0.0.1:{relay.port}")) as daemon:
-            relay.freeze()
+    async with (
+        Relay(broker.port) as relay,
+        running(Daemon(tmp_path / "kvm01", f"mqtt://127.0.0.1:{relay.port}")) as daemon,
+    ):
+        relay.freeze()
 
-            assert await daemon.stop(timeout_s=10) == 0
+        assert await daemon.stop(timeout_s=10) == 0
 
 
 async def test_sigterm_ends_in_time_without_a_broker(broker: Broker, tmp_path: Path) -> None:
-    async with Relay(broker.port) as relay:
-        async with running(Daemon(tmp_path / "kvm01", f"mqtt://127.0.0.1:{relay.port}")) as daemon:
-            relay.refuse()
-            relay.cut()
-            await eventually(
-                lambda: (
-                    "broker connection lost" in daemon.process.log_text()
-                    or "broker not reachable" in daemon.process.log_text()
-                ),
-                what="the loss is seen",
-            )
+    async with (
+        Relay(broker.port) as relay,
+        running(Daemon(tmp_path / "kvm01", f"mqtt://127.0.0.1:{relay.port}")) as daemon,
+    ):
+        relay.refuse()
+        relay.cut()
+        await eventually(
+            lambda: (
+                "broker connection lost" in daemon.process.log_text()
+                or "broker not reachable" in daemon.process.log_text()
+            ),
+            what="the loss is seen",
+        )
 
-            assert await daemon.stop(timeout_s=10) == 0
+        assert await daemon.stop(timeout_s=10) == 0
 
 
 async def test_the_service_manager_hears_ready_status_watchdog_and_stopping(

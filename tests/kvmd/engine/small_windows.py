@@ -1,4 +1,4 @@
-"""``kvmd`` with small steps, that kills itself at an exact point: KILL_AT=fdatasync:3:after python -m tests.kvmd.engine.small_windows ...
+"""``kvmd`` with small steps, that kills itself at an exact point: KILL_AT=fdatasync:3:after python -m tests.kvmd.engine.small_windows
 
 So a download of a few MiB has many checkpoints, and every system call that matters can be the last one.
 """
