@@ -26,7 +26,7 @@ IDLE_S = 10.0
 
 def main() -> int:
     """Measure, print, and write bench/results/daemon.json."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as text:  # noqa: S108 - a tmpfs
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as text:
         folder = Path(text)
         folder.chmod(0o755)
         (folder / "served").mkdir()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import ssl
+import threading
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from controller.config import MqttSettings
 from controller.errors import ControlError, UnreachableError, UsageError
 from controller.supervise import beside
 
-QUIET_S = 0.15
+_QUIET_S = 0.05, 0.5
+_QUIET_TRIPS = 4
 _TIMEOUT_S = 10.0
 _KEEPALIVE_S = 30
 _FAILURE = 0x80
@@ -52,11 +54,37 @@ class _Client(aiomqtt.Client):
         super().__init__(host, port, **options)
         self._take = take
         self.refusal: ReasonCode | None = None
+        self._is_connecting = False
+        self._has_tried = threading.Event()
+
+    async def abandon(self) -> None:
+        """Close the socket of a connection that was not answered or refused; paho would, loudly, when the loop is gone."""
+        if self._is_connecting:
+            await asyncio.to_thread(self._has_tried.wait)  # a thread cannot be cancelled, and what it opens is ours
+        await asyncio.sleep(0)  # what the thread left to the loop comes first
+        paho_client, loop = self._client, asyncio.get_running_loop()
+        paho_client.on_socket_open = paho_client.on_socket_close = None
+        paho_client.on_socket_register_write = paho_client.on_socket_unregister_write = None
+        socket = paho_client.socket()
+        if socket is not None and socket.fileno() >= 0:
+            loop.remove_reader(socket)
+            loop.remove_writer(socket)
+            socket.close()
+        if self._misc_task is not None:
+            self._misc_task.cancel()
+        self.settle_loss()
 
     def settle_loss(self) -> None:
         """Take note of the error of a lost connection, or asyncio tells on stderr that nobody did."""
         if self._disconnected.done() and not self._disconnected.cancelled():
             self._disconnected.exception()
+
+    def _client_connect(self) -> None:
+        self._is_connecting = True
+        try:
+            super()._client_connect()
+        finally:
+            self._has_tried.set()
 
     async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109 - aiomqtt's signature
         """Wait as aiomqtt does, but never lose a cancellation: asyncio.wait_for does, before 3.12, as an answer arrives."""
@@ -100,6 +128,7 @@ class Link:
         self._changed = asyncio.Condition()
         self._publishing = asyncio.Lock()
         self._last_arrival = 0.0
+        self._quiet_s = _QUIET_S[1]
         self.connections = 0
 
     @property
@@ -140,11 +169,14 @@ class Link:
                 return
 
     async def settle(self) -> None:
-        """Return when the broker has sent what it retains: nothing of it for a while, nor during a round trip."""
+        """Return when the broker has sent what it retains: nothing of it for some round trips, nor during one more.
+
+        MQTT tells of no end; mosquitto and nats-server send all before they answer what came later, others need not.
+        """
         while True:
             await self.connected()
-            while (quiet := asyncio.get_running_loop().time() - self._last_arrival) < QUIET_S:  # noqa: ASYNC110 - silence sets no event
-                await asyncio.sleep(QUIET_S - quiet)
+            while (quiet := asyncio.get_running_loop().time() - self._last_arrival) < self._quiet_s:  # noqa: ASYNC110 - silence sets no event
+                await asyncio.sleep(self._quiet_s - quiet)
             before, client = self._last_arrival, self._client
             if client is None:
                 continue
@@ -152,7 +184,7 @@ class Link:
                 # Nobody subscribes that, the answer is all we want: it comes after what is on its way already.
                 await client.unsubscribe(f"{self._settings.prefix}/nothing", timeout=_TIMEOUT_S)
             except aiomqtt.MqttError:
-                await asyncio.sleep(QUIET_S)  # the connection is gone; whoever holds it sees it soon
+                await asyncio.sleep(self._quiet_s)  # the connection is gone; whoever holds it sees it soon
                 continue
             if self._last_arrival == before and self._client is client:
                 return
@@ -213,7 +245,10 @@ class Link:
             return connected
 
     async def _subscribe(self, client: _Client) -> None:
+        loop = asyncio.get_running_loop()
+        before = loop.time()
         granted = await client.subscribe([(one, 1) for one in self._filters], timeout=_TIMEOUT_S)
+        self._quiet_s = min(max(_QUIET_S[0], _QUIET_TRIPS * (loop.time() - before)), _QUIET_S[1])
         codes = [code if isinstance(code, int) else code.value for code in granted]
         for wanted, code in zip(self._filters, codes, strict=True):
             if code >= _FAILURE:
@@ -241,7 +276,11 @@ class _Connected:
         self._client = client
 
     async def open(self) -> None:
-        await self._client.__aenter__()
+        try:
+            await self._client.__aenter__()
+        except BaseException:
+            await asyncio.shield(self._client.abandon())
+            raise
 
     async def __aenter__(self) -> _Client:
         return self._client

@@ -61,8 +61,10 @@ class Bars:
 
     def _move(self, standing: Standing, *, is_visible: bool) -> None:
         task = self._tasks.get(standing.host)
+        if task is None and not is_visible:
+            return  # rich draws all anew for each task that is added
         if task is None:
-            task = self._progress.add_task(standing.host, total=None, state="", code="", visible=is_visible)
+            task = self._progress.add_task(standing.host, total=None, state="", code="")
             self._tasks[standing.host] = task
         total, done = _figures(standing)
         self._progress.update(

@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from kvmd.cli import build_parser as kvmd_parser
-
 from controller.cli import build_parser as kvmctl_parser
 from docs.refgen.markdown import NOTICE, code, table
+from kvmd.cli import build_parser as kvmd_parser
 
 
 def commands_page() -> str:

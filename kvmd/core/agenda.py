@@ -45,7 +45,16 @@ def agenda(
 
 def _needs_work(record: HostRecord, key: ReplicaKey, fingerprint: str) -> bool:
     replica = record.replicas.get(key)
-    return replica is None or replica.made_for != fingerprint or not replica.status.state.is_settled
+    if replica is None or not replica.status.state.is_settled:
+        return True
+    return replica.made_for != fingerprint and not outlives_its_template(record, key)
+
+
+def outlives_its_template(record: HostRecord, key: ReplicaKey) -> bool:
+    """Whether the replica is ready and wished, and its template was unregistered: what is there stays ready."""
+    wish, replica = record.desired[key], record.replicas.get(key)
+    is_ready = replica is not None and replica.status.state is ReplicaState.READY
+    return is_ready and wish.is_present and wish.template(record.templates) is None
 
 
 def _is_waiting_for_its_time(

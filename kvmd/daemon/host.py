@@ -20,8 +20,9 @@ from kvmwire.status import ReplicaState
 log = get_logger(__name__)
 
 DRAIN_S = 7.0
-"""Sessions get so long to sync and journal what they have; with the farewell it stays below 10 seconds."""
-FLUSH_S = 2.0
+"""Sessions get so long to sync and journal what they have; with flush and farewell it stays below 10 seconds."""
+FLUSH_S = 1.0
+FAREWELL_S = 1.5
 POOLS_EVERY_S = 30.0
 _IDLE_PASS_S = 10.0
 
@@ -60,7 +61,9 @@ class Daemon:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_S):
                     await self.bus.flush()
-            bus.cancel()
+            while not bus.done():  # a connection lost in the very moment hides the cancellation from the bus
+                bus.cancel()
+                await asyncio.wait([bus], timeout=FAREWELL_S)
 
     def _beat(self) -> None:
         """Feed the watchdog: called after a finished pass of the reconciler, so a loop that hangs starves it."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from kvmd.core.admission import check_policy
-from kvmd.core.agenda import agenda
+from kvmd.core.agenda import agenda, outlives_its_template
 from kvmd.core.desired import HostRecord, Replica, ReplicaKey
 from kvmd.core.retry import ATTEMPT_CAP_S, backoff_s
 from kvmd.core.session import State, Waiting
@@ -110,7 +110,8 @@ class Reconciler:
             self._record, running=running, due=self._due, now=self._clock.monotonic(), slots=self._rules.slots
         )
         for key in todo.stop:
-            self._running[key].task.cancel()
+            if not self._running[key].task.cancelling():  # a second time would disturb its tidying up
+                self._running[key].task.cancel()
         if self._has_new_wishes:
             self._has_new_wishes = bool(todo.stop)  # a wish whose session has yet to end is queued after that
             await self._queue_new_wishes()
@@ -130,7 +131,7 @@ class Reconciler:
             replica, fingerprint = self._record.replicas.get(key), wish.fingerprint(self._record.templates)
             if key in self._running or not wish.is_present or wish.is_cancelled:
                 continue
-            if replica is not None and replica.made_for == fingerprint:
+            if replica is not None and (replica.made_for == fingerprint or outlives_its_template(self._record, key)):
                 continue
             await self._keep(queued(wish, fingerprint, replica, now=self._clock.now()))
 

@@ -14,6 +14,7 @@ from kvmd.core.mirrors import Mirror, is_exhausted, next_start, pick, serves_sam
 from kvmd.core.plan import MIB, Plan, Segment, segment_length
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.core.watch import SpeedWatch
+from kvmd.engine.block import Block
 from kvmd.engine.job import Limits
 from kvmd.engine.probing import Wish, judge_head
 from kvmd.engine.shaping import Shaper
@@ -35,53 +36,15 @@ from kvmwire.status import Progress
 
 log = get_logger(__name__)
 
-BLOCK = 1 * MIB
-"""Bytes gathered before they are written: fewer, larger writes cost less (docs/decisions)."""
 WINDOW = 32 * MIB
 WINDOW_S = 2.0
 """A checkpoint is made after so many bytes, or so long after the last: what a crash costs at most."""
-_BLOCK_S = 1.0
-"""A slow stream's bytes are written after so long: what is only in memory is lost when the process is killed."""
 _JUDGED_AFTER_S = 1.0
 """A request is this old before its own speed counts against its source."""
 _HOPED_BPS = 1.0 * MIB
 """An idle source that was never measured is tried for the bytes of one that is slower than this."""
 _FINAL_SAVE_S = 5.0
 _PROGRESS_S = 1.0
-
-
-class _Block:
-    """Bytes of one stream that are gathered before they are written; ``position`` is the offset of the first."""
-
-    def __init__(self, position: int, now: float) -> None:
-        self.position = position
-        self.chunks: list[bytes] = []
-        self.length = 0
-        self._since = now
-
-    def add(self, chunk: bytes) -> None:
-        self.chunks.append(chunk)
-        self.length += len(chunk)
-
-    def is_full(self, now: float) -> bool:
-        return self.length >= BLOCK or now - self._since >= _BLOCK_S
-
-    def next(self, now: float) -> _Block:
-        return _Block(self.end, now)
-
-    @property
-    def end(self) -> int:
-        return self.position + self.length
-
-    @property
-    def range(self) -> ByteRange:
-        return ByteRange(self.position, self.end)
-
-    def cut(self, wanted: ByteRange) -> Sequence[bytes]:
-        """Give these of its bytes; all of them, as nearly always, cost no copy."""
-        if wanted == self.range:
-            return self.chunks
-        return (b"".join(self.chunks)[wanted.start - self.position : wanted.end - self.position],)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +226,7 @@ class Transfer:
     async def _receive(self, index: int, segment: Segment, chunks: AsyncIterator[bytes]) -> None:
         """Store a stream block by block, also what came before it broke."""
         started, now = segment.range.start, self._clock.monotonic
-        began, block, is_alive = now(), _Block(started, now()), True
+        began, block, is_alive = now(), Block(started, now()), True
         try:
             async for chunk in self._watched(index, chunks):
                 block.add(chunk)
@@ -298,7 +261,7 @@ class Transfer:
                 await shaper.spend(len(chunk))
             asked = self._clock.monotonic()
 
-    async def _store(self, index: int, segment: Segment, block: _Block) -> None:
+    async def _store(self, index: int, segment: Segment, block: Block) -> None:
         """Write those of the block's bytes that no other stream has written or is writing.
 
         No byte is written twice: the hash may have read it already, and another source's byte may be another one.
@@ -328,7 +291,7 @@ class Transfer:
         now = self._clock.monotonic
         self._mirrors[index] = self._mirrors[index].started()
         async with self._sources[index].read(None, await self._entity_of(index)) as chunks:
-            block = _Block(0, now())
+            block = Block(0, now())
             async for chunk in self._watched(index, chunks):
                 block.add(chunk)
                 if block.is_full(now()):
@@ -336,7 +299,7 @@ class Transfer:
                     block = block.next(now())
             await self._store_whole(index, block)
 
-    async def _store_whole(self, index: int, block: _Block) -> None:
+    async def _store_whole(self, index: int, block: Block) -> None:
         if not block.length:
             return
         if self._limits.max_size and block.end > self._limits.max_size:
@@ -348,7 +311,7 @@ class Transfer:
         self._count(index, block)
         self._received += block.length
 
-    def _count(self, index: int, block: _Block) -> None:
+    def _count(self, index: int, block: Block) -> None:
         mirror = self._mirrors[index]
         self._mirrors[index] = replace(mirror, bytes=mirror.bytes + block.length)
 

@@ -274,12 +274,12 @@ def _translated(url: SourceUrl) -> Generator[None]:
 
 
 def _os_error(url: SourceUrl, exc: OSError) -> KvmdError:
-    cause: BaseException | None = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
+    cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
     if isinstance(cause, ForbiddenAddressError):
         return UrlForbiddenError(
             f"source {url}: its address {cause.address} is not allowed by this host's policy; not dialled."
         )
-    if isinstance(cause, OSError) and cause.errno in {errno.EMFILE, errno.ENFILE}:
+    if cause.errno in {errno.EMFILE, errno.ENFILE}:
         return OpenFilesError(f"source {url}", limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if isinstance(exc, ssl.SSLError) or isinstance(exc.__cause__, ssl.SSLError):
         return _tls_error(url, exc)
@@ -305,10 +305,17 @@ def _tls_error(url: SourceUrl, exc: BaseException) -> SourceError:
 
 def _ssl_error(exc: BaseException) -> ssl.SSLError | None:
     """Give what the TLS library said, out of what aiohttp wraps around it."""
-    wrapped = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
-    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
-        wrapped = exc.certificate_error
-    return next((error for error in (wrapped, exc.__cause__) if isinstance(error, ssl.SSLError)), None)
+    inner: BaseException = exc
+    match exc:
+        case aiohttp.ClientConnectorCertificateError():
+            inner = exc.certificate_error
+        case aiohttp.ClientConnectorError():
+            inner = exc.os_error
+        case BaseException(__cause__=ssl.SSLError() as cause):
+            inner = cause
+        case _:
+            pass
+    return inner if isinstance(inner, ssl.SSLError) else None
 
 
 def _tls_reason(error: ssl.SSLError) -> str:

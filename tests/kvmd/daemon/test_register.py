@@ -96,3 +96,24 @@ async def test_unregistering_clears_the_probe_and_keeps_the_tombstone(
     await lab.event("register/other", {"url": hostile.url("disk.qcow2")})
     await lab.watch.probe("other")
     assert [one.payload for one in lab.client.messages if one.topic == topic][-1] == b""
+
+
+async def test_unregistering_leaves_a_ready_replica_ready(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
+    hostile.add("disk.qcow2", IMAGE)
+    data = {"url": hostile.url("disk.qcow2"), "checksum": sha256(IMAGE)}
+    await lab.event("register/deb12", data, generation=1)
+    await lab.deploy("deb12")
+    await lab.watch.replica("deb12", "ready")
+
+    gone = await lab.event("register/deb12", {"ensure": "absent"}, generation=2)
+    again = await lab.event("register/deb12", data, generation=3)
+
+    await lab.watch.receipt(gone)
+    await lab.watch.receipt(again)
+    await lab.watch.probe("deb12", generation=3)
+    assert lab.watch.states("deb12").count("ready") == 1
+    assert lab.watch.states("deb12")[-1] == "ready"
+    assert kvmd.volume("deb12").read_bytes() == IMAGE
+    await lab.deploy("deb12", ensure="absent")
+    await lab.watch.replica("deb12", "absent")
+    assert not kvmd.volume("deb12").exists()

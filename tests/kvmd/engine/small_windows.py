@@ -1,4 +1,4 @@
-"""``kvmd`` with small steps, that kills itself at an exact point: KILL_AT=fdatasync:3:after python -m tests.kvmd.engine.small_windows
+"""``kvmd`` with small steps, that kills itself at an exact point: KILL_AT=fdatasync:3:after is after the third fdatasync.
 
 So a download of a few MiB has many checkpoints, and every system call that matters can be the last one.
 """
@@ -15,7 +15,7 @@ from types import ModuleType
 
 from kvmd.cli import main
 from kvmd.core import plan
-from kvmd.engine import transfer
+from kvmd.engine import block, transfer
 from kvmd.store import directory, partial
 
 WINDOW = 512 << 10
@@ -48,7 +48,7 @@ def kill_at(point: str) -> None:
 
 
 if __name__ == "__main__":
-    transfer.WINDOW, transfer.WINDOW_S, transfer.BLOCK = WINDOW, 0.2, BLOCK
+    transfer.WINDOW, transfer.WINDOW_S, block.BLOCK = WINDOW, 0.2, BLOCK
     plan.FIRST_SEGMENT = plan.MIN_SEGMENT = plan.MAX_SEGMENT = 1 << 20
     if "KILL_AT" in os.environ:
         kill_at(os.environ["KILL_AT"])
