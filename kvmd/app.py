@@ -141,7 +141,7 @@ def build_daemon(
         for name, pool in settings.pools.items()
     }
     identity = Identity(settings.host, settings.labels, settings.policy.allowed_protocols, started=clock.now())
-    bus = MqttBus(broker_settings(settings, topics), clock)
+    bus = MqttBus(broker_settings(settings, identity, topics), clock)
     announcer = Announcer(identity, record, bus=bus, journal=journal, stores=stores)
     rules = Rules(settings.transfer.sessions, limits_of(settings), policy_of(settings.policy))
     reconciler = Reconciler(
@@ -168,7 +168,7 @@ def build_daemon(
     return Daemon(record, bus, inbox, announcer, prober, reconciler, notifier)
 
 
-def broker_settings(settings: Settings, topics: Topics) -> BrokerSettings:
+def broker_settings(settings: Settings, identity: Identity, topics: Topics) -> BrokerSettings:
     """Give how the broker is reached. Raises ConfigError where a file that is named cannot be used."""
     mqtt = settings.mqtt
     return BrokerSettings(
@@ -177,7 +177,7 @@ def broker_settings(settings: Settings, topics: Topics) -> BrokerSettings:
         identifier=f"kvmd-{settings.host}",
         topics=topics,
         filters=topics.event_filters(settings.host),
-        will=offline(settings.host),
+        will=offline(identity),
         tls=_broker_tls(mqtt) if mqtt.address.tls else None,
         username=mqtt.username,
         password=mqtt.read_password(),

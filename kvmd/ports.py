@@ -89,13 +89,17 @@ class Volume(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VolumeRequest:
-    """A partial volume to open: ``key`` tells apart contents that want the same name; ``size`` None where unknown."""
+    """A partial volume to open: ``key`` tells apart contents that want the same name; ``size`` None where unknown.
+
+    ``copy_of`` is a finished volume of the pool with the same content: a fresh partial volume is filled from it.
+    """
 
     name: str
     key: str
     size: int | None
     algorithm: Algorithm
     resumes: Callable[[Checkpoint], bool] = field(default=lambda _: False)
+    copy_of: Placement | None = None
 
 
 class Store(Protocol):

@@ -58,7 +58,7 @@ class Envelope(BaseModel):
     subject: str | None = Field(default=None, max_length=256)
     time: AwareDatetime | None = None
     datacontenttype: str | None = None
-    generation: int | None = Field(default=None, ge=0, le=MAX_GENERATION)
+    generation: int | None = Field(default=None, ge=0, lt=MAX_GENERATION + 1)
     expires: AwareDatetime | None = None
     keyid: str | None = None
     signature: str | None = None

@@ -142,17 +142,11 @@ class Topics:
         return _parse_levels(text[len(start) :].split("/"))
 
     def event_filters(self, host: str) -> tuple[str, ...]:
-        """Name the subscriptions of one host: every event that can be meant for it, no filter overlapping another."""
-        return tuple(
-            f"{self.prefix}/{path}"
-            for path in (
-                "register/+",
-                "deploy/all/+",
-                f"deploy/host/{host}/+",
-                "command/all/+",
-                f"command/host/{host}/+",
-            )
-        )
+        """Name the subscriptions of one host: every event that can be meant for it, no filter overlapping another.
+
+        As few as possible: nats-server keeps a consumer for each, and allows a stream 1000 of them by default.
+        """
+        return (f"{self.prefix}/register/+", f"{self.prefix}/+/all/+", f"{self.prefix}/+/host/{host}/+")
 
     def host_filters(self) -> tuple[str, ...]:
         """Name every host's own state. As with all filters of a controller, none of different names overlaps another."""

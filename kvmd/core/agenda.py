@@ -23,11 +23,11 @@ def agenda(
 ) -> Agenda:
     """Compare what is wished with what is there and under way.
 
-    ``running`` maps the sessions under way to the fingerprint they work for, ``due`` the waiting ones to their time. Of two wishes for
-    one volume, or for the same content in one pool, only one runs at a time: the second then finds the volume there.
+    ``running`` maps the sessions under way to their aim, ``due`` the waiting ones to their time. Of two wishes for one volume, or for
+    the same content in one pool, only one runs at a time: the second then finds the volume there, or makes its own from it.
     """
     fingerprints = {key: wish.fingerprint(record.templates) for key, wish in record.desired.items()}
-    stop = tuple(key for key, fingerprint in running.items() if fingerprints.get(key) != fingerprint)
+    stop = tuple(key for key, aim in running.items() if not _still_aims(record, key, aim))
     todo: list[Desired] = []
     wake_at: float | None = None
     for key, wish in record.desired.items():
@@ -41,6 +41,11 @@ def agenda(
     busy = [record.desired[key] for key in running if key in record.desired]
     start = _within_slots(record, todo, running=busy, free=slots - len(running))
     return Agenda(start, stop, wake_at)
+
+
+def _still_aims(record: HostRecord, key: ReplicaKey, aim: str) -> bool:
+    wish = record.desired.get(key)
+    return wish is not None and wish.aim(record.templates) == aim
 
 
 def _needs_work(record: HostRecord, key: ReplicaKey, fingerprint: str) -> bool:

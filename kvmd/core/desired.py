@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from kvmd.core.placement import Placement
+from kvmwire.codec import content_of
 from kvmwire.codes import CODES, FailureCode
 from kvmwire.events import DeployData, Ensure, Event, RegisterData
 from kvmwire.status import Failure, Outcome, ProbeStatus, Receipt, ReplicaStatus
@@ -84,6 +85,13 @@ class Desired:
         registered = templates.get(self.data.template) if isinstance(self.data.template, str) else None
         content = registered.stamp.content if registered is not None else ""
         return f"{self.stamp.generation}-{self.stamp.content[:16]}-{self.round}-{self.is_cancelled:d}-{content[:16]}"
+
+    def aim(self, templates: Mapping[str, TemplateRecord]) -> str:
+        """Name what a session works for: a newer event that wants the same of the replica lets a running one go on."""
+        same_wish = self.data.model_copy(update={"deployment": "any", "hosts": "all", "priority": 0})
+        registered = templates.get(self.data.template) if isinstance(self.data.template, str) else None
+        content = registered.stamp.content if registered is not None else ""
+        return f"{content_of(same_wish)}-{self.round}-{self.is_cancelled:d}-{content}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,17 @@ class Identity:
     started: datetime
 
 
-def offline(host: str) -> Message:
-    """Give the last will: what the broker says of a host that is gone."""
-    return Message(HostTopic(host), encode_status(HostStatus(host=host, state=HostState.OFFLINE)))
+def offline(identity: Identity) -> Message:
+    """Give the last will: what the broker says of a host that is gone. Its labels stay known, so that it can still be selected."""
+    status = HostStatus(
+        host=identity.host,
+        state=HostState.OFFLINE,
+        version=__version__,
+        labels=dict(identity.labels),
+        protocols=tuple(identity.protocols),
+        started=identity.started,
+    )
+    return Message(HostTopic(identity.host), encode_status(status))
 
 
 class Announcer:

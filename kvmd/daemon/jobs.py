@@ -26,6 +26,7 @@ from kvmd.core.session import (
 )
 from kvmd.engine.job import Job
 from kvmd.engine.report import replica_state
+from kvmwire.digest import Digest
 from kvmwire.events import ImageFormat, RegisterData
 from kvmwire.source import SourceUrl
 from kvmwire.status import Failure, Progress, ReplicaState, ReplicaStatus, Trust
@@ -54,11 +55,12 @@ def assignment(
     wish, before = record.desired[key], record.replicas.get(key)
     fingerprint = wish.fingerprint(record.templates)
     urls = [SourceUrl.parse(url) for url in template.urls] if template else []
+    sibling = _sibling(record, key, template.digest) if template and template.digest else None
     terms = Terms(
         volume=_volume(wish, before),
         expected=template.digest if template else None,
         format=template.format if template else ImageFormat.AUTO,
-        sources=len(urls),
+        sources=len(urls) + (sibling is not None),
         max_virtual_size=max_virtual_size,
         deadline=wish.data.deadline,
     )
@@ -71,6 +73,7 @@ def assignment(
         size=template.size if template else None,
         rate_limit=wish.data.rate_limit,
         failures=before.failures if is_same_wish and before else 0,
+        sibling=sibling,
     )
     if before is not None and before.placement is not None:
         job = replace(
@@ -101,6 +104,15 @@ def _is_recheck(made_for: str, fingerprint: str) -> bool:
     """Whether the same event is to be looked at anew: then the file is read again although nobody seems to have touched it."""
     same_event = made_for.split("-")[:2] == fingerprint.split("-")[:2]
     return same_event and made_for.split("-")[2] != fingerprint.split("-")[2]
+
+
+def _sibling(record: HostRecord, key: ReplicaKey, expected: Digest) -> Placement | None:
+    """Find a ready volume of the pool that has the wanted content under another name."""
+    for other, replica in record.replicas.items():
+        is_ready = other.pool == key.pool and replica.status.state is ReplicaState.READY
+        if is_ready and replica.placement is not None and replica.placement.digest == expected:
+            return replica.placement
+    return None
 
 
 def _also_needed_by(record: HostRecord, key: ReplicaKey, placement: Placement) -> str:

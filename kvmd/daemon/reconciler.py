@@ -33,7 +33,7 @@ _UNKNOWN_TEMPLATE = timedelta(seconds=ATTEMPT_CAP_S)
 class _Running:
     """A session under way."""
 
-    fingerprint: str
+    aim: str
     task: asyncio.Task[None]
     progress: Progress | None = field(default=None)
 
@@ -105,7 +105,7 @@ class Reconciler:
 
     async def _pass(self, group: asyncio.TaskGroup) -> float | None:
         """Do once what is to be done, and give the time at which there will be something to do by itself."""
-        running = {key: one.fingerprint for key, one in self._running.items()}
+        running = {key: one.aim for key, one in self._running.items()}
         todo = agenda(
             self._record, running=running, due=self._due, now=self._clock.monotonic(), slots=self._rules.slots
         )
@@ -148,7 +148,9 @@ class Reconciler:
         except KvmdError as exc:
             await self._put_off(key, exc)
             return
-        self._running[key] = _Running(fingerprint, group.create_task(self._work(task, self._stores[key.pool])))
+        self._running[key] = _Running(
+            wish.aim(self._record.templates), group.create_task(self._work(task, self._stores[key.pool]))
+        )
 
     def _assign(self, key: ReplicaKey) -> Assignment:
         """Build the assignment. Raises KvmdError where there can be no session: unknown pool or template, policy."""

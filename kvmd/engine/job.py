@@ -29,7 +29,7 @@ class Job:
 
     ``placed`` is the file that was ready before, if any: ``is_ours`` tells that kvmd put it there, ``is_same_content`` that it was for
     the same content, ``must_rehash`` that it is to be read again although nobody seems to have touched it. ``kept_for`` names another
-    replica that needs the file.
+    replica that needs the file. ``sibling`` is another volume of the pool that has the wanted content.
     """
 
     session: str
@@ -44,6 +44,7 @@ class Job:
     is_same_content: bool = False
     must_rehash: bool = False
     kept_for: str = ""
+    sibling: Placement | None = None
 
     @property
     def algorithm(self) -> Algorithm:

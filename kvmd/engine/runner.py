@@ -14,10 +14,12 @@ from kvmd.core.placement import Placement
 from kvmd.core.retry import is_retryable, server_pause_s
 from kvmd.core.session import (
     Broken,
+    Cancelled,
     Commit,
     Committed,
     Discard,
     Effect,
+    Failed,
     Fetch,
     Fetched,
     Input,
@@ -31,6 +33,7 @@ from kvmd.core.session import (
     Seal,
     Sealed,
     State,
+    Waiting,
     step,
 )
 from kvmd.engine.job import Job, Limits
@@ -103,6 +106,11 @@ class Session:
         try:
             while happened is not None:
                 state, effects = step(state, happened, self._job.terms)
+                if isinstance(state, Waiting | Failed | Cancelled):
+                    # Nothing follows: what is to be discarded goes first, for after a crash nobody would come back to it.
+                    await self._perform_all(effects)
+                    await self._listener.on_state(state)
+                    break
                 await self._listener.on_state(state)
                 happened = await self._perform_all(effects)
         finally:
@@ -230,7 +238,7 @@ class Session:
 
     async def _fetch_ranges(self, entity: Entity, *, is_alone: bool) -> None:
         mirrors = self._mirrors(entity, is_alone=is_alone)
-        self._volume = await self._open(entity, resumes=True)
+        self._volume = await self._open(entity, resumes=True, copy_of=None if is_alone else self._job.sibling)
         transfer = self._transfer(mirrors, entity)
         try:
             self._size = await transfer.run()
@@ -329,7 +337,7 @@ class Session:
             )
         return Mirror(order=index, limit=limits.connections_per_source, entity=entity)
 
-    async def _open(self, entity: Entity, *, resumes: bool) -> Volume:
+    async def _open(self, entity: Entity, *, resumes: bool, copy_of: Placement | None = None) -> Volume:
         job = self._job
         has_checksum = job.terms.expected is not None
 
@@ -338,7 +346,12 @@ class Session:
 
         return await self._edges.store.open(
             VolumeRequest(
-                name=job.terms.volume, key=job.key, size=entity.size, algorithm=job.algorithm, resumes=can_resume
+                name=job.terms.volume,
+                key=job.key,
+                size=entity.size,
+                algorithm=job.algorithm,
+                resumes=can_resume,
+                copy_of=copy_of,
             )
         )
 

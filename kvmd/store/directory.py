@@ -45,6 +45,17 @@ class DirectoryStore:
 
     async def open(self, request: VolumeRequest) -> PartialVolume:
         """See the port. Opening is one at a time, so that two volumes never count on the same free space."""
+        volume = await self._admit(request)
+        if request.copy_of is None or volume.checkpoint is not None or request.copy_of.size != request.size:
+            return volume
+        try:
+            await volume.fill_from(request.copy_of)
+        except BaseException:
+            await volume.close(discard=True)
+            raise
+        return volume
+
+    async def _admit(self, request: VolumeRequest) -> PartialVolume:
         async with self._admission:
             with translated(f"pool {self._name} at {self._path}"):
                 opening = asyncio.get_running_loop().run_in_executor(self._executor, self._open, request)

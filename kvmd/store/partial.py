@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import re
@@ -13,6 +14,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from kvmd.core.checkpoint import Checkpoint
+from kvmd.core.entity import Entity
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, StoreIoError
@@ -23,6 +25,8 @@ from kvmwire.digest import Algorithm, Digest
 HEAD_SIZE = 64 * 1024
 ZERO_BLOCK = bytes(64 * 1024)
 """Runs of zeros become holes in steps of this size."""
+COPY_STEP = 64 * 1024 * 1024
+COPY_BLOCK = 1024 * 1024
 _ZERO_PROBE = 16
 _IOV_MAX = 1024
 MAX_CHECKPOINT = 8 * 1024 * 1024
@@ -85,6 +89,18 @@ class PartialFiles:
             file.flush()
             os.fdatasync(fd)
         os.rename(temporary, self.journal, src_dir_fd=self.staging, dst_dir_fd=self.staging)
+
+    def open_finished(self, placement: Placement) -> int | None:
+        """Open a finished volume of the pool for reading; None where that very file is not there any more."""
+        try:
+            name = placement.path.rpartition("/")[2]
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.pool)
+        except OSError:
+            return None
+        if placement_of(os.fstat(fd), placement.path, placement.digest).is_same_file(placement):
+            return fd
+        os.close(fd)
+        return None
 
     def forget(self) -> None:
         """Delete the journal, and what a crash left of writing it."""
@@ -166,6 +182,25 @@ class PartialVolume:
         self._written = self._written.add(ByteRange(offset, offset + length))
         self._hash.advance(self._written.frontier)
 
+    async def fill_from(self, other: Placement) -> None:
+        """Copy another volume of the pool; does nothing where that very file is not there any more.
+
+        The digest is taken of the copy like of a download, so a file that changed meanwhile is noticed.
+        """
+        what = f"copying {other.path} to {self._path}"
+        fd = await self._perform(what, self._files.open_finished, other)
+        if fd is None:
+            return
+        try:
+            for start in range(0, other.size, COPY_STEP):
+                part = ByteRange(start, min(start + COPY_STEP, other.size))
+                await self._perform(what, self._copy, fd, part)
+                self._written = self._written.add(part)
+                self._hash.advance(self._written.frontier)
+        finally:
+            os.close(fd)
+        self._checkpoint = Checkpoint(Entity(other.size, has_ranges=True), has_checksum=True, stored=self._written)
+
     async def save(self, checkpoint: Checkpoint) -> None:
         """See the port."""
         await self._perform(f"syncing {self._path}", self._save, checkpoint)
@@ -226,6 +261,22 @@ class PartialVolume:
         count = os.pwritev(self._fd, chunks, offset) if len(chunks) <= _IOV_MAX else 0
         if count < sum(map(len, chunks)):
             self._write_all(offset + count, memoryview(b"".join(chunks))[count:])
+
+    def _copy(self, source: int, part: ByteRange) -> None:
+        """Copy within the filesystem, which may share the blocks; by hand where it cannot."""
+        position = part.start
+        with suppress(OSError):
+            while position < part.end:
+                count = os.copy_file_range(source, self._fd, part.end - position, position, position)
+                if count == 0:
+                    break
+                position += count
+        while position < part.end:
+            data = os.pread(source, min(COPY_BLOCK, part.end - position), position)
+            if not data:
+                raise OSError(errno.EIO, "the other volume became shorter")
+            self._write(position, [data])
+            position += len(data)
 
     def _write_all(self, offset: int, data: memoryview) -> None:
         while data:

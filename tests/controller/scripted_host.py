@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import aiomqtt
@@ -49,6 +50,7 @@ from kvmwire.topics import (
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 TOPICS = Topics()
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,6 +62,17 @@ class Script:
     holds: bool = False
     silent_for: int = 0
     labels: dict[str, str] = field(default_factory=dict)
+
+
+class _Client(aiomqtt.Client):
+    """aiomqtt's client; asyncio.wait_for, which it uses, loses a cancellation before Python 3.12 as an answer arrives."""
+
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109 - aiomqtt's signature
+        try:
+            async with asyncio.timeout(self.timeout if timeout is None else timeout):
+                return await fut
+        except TimeoutError:
+            raise aiomqtt.MqttError("no answer") from None
 
 
 class ScriptedHost:
@@ -106,7 +119,7 @@ class ScriptedHost:
         )
         while True:
             try:
-                async with aiomqtt.Client(
+                async with _Client(
                     self._url.hostname or "", self._url.port or 0, identifier=f"kvmd-{self.name}", will=will, timeout=5
                 ) as client:
                     self._client = client

@@ -162,9 +162,9 @@ def test_a_host_hears_exactly_the_events_that_can_be_meant_for_it(topic: Topic, 
         topic = DeployTopic(topic.deployment, host)
     heard = [f for f in Topics().event_filters(host) if matches(f, Topics().build(topic))]
     match topic:
-        case RegisterTopic() | DeployTopic(host=None) | CommandTopic(host=None):
+        case RegisterTopic() | DeployTopic(host=None) | CommandTopic(host=None) | CredentialTopic(host=None):
             assert len(heard) == 1
-        case DeployTopic(host=addressed) | CommandTopic(host=addressed):
+        case DeployTopic(host=addressed) | CommandTopic(host=addressed) | CredentialTopic(host=addressed):
             assert len(heard) == (addressed == host)
         case _:
             assert not heard

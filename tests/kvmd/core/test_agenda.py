@@ -49,7 +49,7 @@ def _agenda(
     now: float = 100.0,
     slots: int = 4,
 ) -> Agenda:
-    under_way = {key: record.desired[key].fingerprint(record.templates) for key in running}
+    under_way = {key: record.desired[key].aim(record.templates) for key in running}
     return agenda(record, running=under_way, due=due or {}, now=now, slots=slots)
 
 
@@ -101,7 +101,7 @@ def situations(draw: st.DrawFn) -> Situation:
         if draw(st.booleans()):
             due[key] = draw(st.floats(0, 200))
     running = {
-        key: draw(st.sampled_from([wish.fingerprint({}), "older"]))
+        key: draw(st.sampled_from([wish.aim({}), "older"]))
         for key, wish in record.desired.items()
         if draw(st.integers(0, 3)) == 0
     }
@@ -138,8 +138,8 @@ def test_no_two_sessions_work_on_one_volume_or_one_content_of_a_pool(case: Situa
 
 @given(situations())
 def test_sessions_stop_exactly_when_what_they_work_for_is_not_wished_any_more(case: Situation) -> None:
-    wanted = {key: wish.fingerprint({}) for key, wish in case.record.desired.items()}
-    assert set(case.todo.stop) == {key for key, fingerprint in case.running.items() if wanted.get(key) != fingerprint}
+    wanted = {key: wish.aim({}) for key, wish in case.record.desired.items()}
+    assert set(case.todo.stop) == {key for key, aim in case.running.items() if wanted.get(key) != aim}
 
 
 @given(situations())

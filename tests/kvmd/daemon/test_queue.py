@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,7 @@ async def test_two_deployments_of_one_template_are_one_download(lab: Site, hosti
     assert hostile.bytes_sent("disk.qcow2") < 2 * len(IMAGE)
 
 
-async def test_two_templates_of_one_digest_are_not_downloaded_side_by_side(
-    kvmd: Daemon, lab: Site, hostile: HostileServer
-) -> None:
+async def test_two_templates_of_one_digest_are_downloaded_once(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
     hostile.add("disk.qcow2", IMAGE)
     url = hostile.url("disk.qcow2", hold="200000@2-")
 
@@ -49,6 +48,26 @@ async def test_two_templates_of_one_digest_are_not_downloaded_side_by_side(
     await lab.watch.replica("two", "ready")
     assert (await lab.watch.replica("two", "probing")).since >= ready.since
     assert kvmd.volume("one").read_bytes() == kvmd.volume("two").read_bytes() == IMAGE
+    assert hostile.bytes_sent("disk.qcow2") < 2 * len(IMAGE)
+
+
+async def test_a_second_name_is_downloaded_where_the_first_volume_was_changed(
+    kvmd: Daemon, lab: Site, hostile: HostileServer
+) -> None:
+    hostile.add("disk.qcow2", IMAGE)
+    url = hostile.url("disk.qcow2")
+    await lab.deploy(record("one", url, IMAGE))
+    await lab.watch.replica("one", "ready")
+    times = kvmd.volume("one").stat()
+    with kvmd.volume("one").open("r+b") as file:
+        file.seek(len(IMAGE) // 2)
+        file.write(bytes(64))
+    os.utime(kvmd.volume("one"), ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    await lab.deploy(record("two", url, IMAGE))
+
+    await lab.watch.replica("two", "ready")
+    assert kvmd.volume("two").read_bytes() == IMAGE
 
 
 async def test_the_higher_priority_goes_first(

@@ -62,12 +62,16 @@ class Line:
         """Keep the connection open and silent until the event, or the client's leaving."""
         async with asyncio.TaskGroup() as group:
             released = group.create_task(event.wait())
-            left = group.create_task(self.reader.read(1))
+            left = group.create_task(self._left())
             await asyncio.wait([released, left], return_when=asyncio.FIRST_COMPLETED)
             released.cancel()
             left.cancel()
         if not event.is_set():
             raise ConnectionEndedError
+
+    async def _left(self) -> None:
+        with contextlib.suppress(OSError):
+            await self.reader.read(1)
 
 
 @dataclass(frozen=True)
