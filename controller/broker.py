@@ -94,6 +94,23 @@ class _Client(aiomqtt.Client):
         except TimeoutError:
             raise aiomqtt.MqttError("the broker did not answer in time") from None
 
+    def _on_socket_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        """Ask to be told when the socket takes more; aiomqtt asks even when it was closed meanwhile, and maybe reused."""
+        del userdata
+
+        def register() -> None:
+            if sock.fileno() >= 0:
+                self._loop.add_writer(sock.fileno(), write)
+
+        def write() -> None:
+            try:
+                client.loop_write()
+            except Exception as exc:  # noqa: BLE001 - as aiomqtt: it ends the connection, whatever it is
+                if not self._disconnected.done():
+                    self._disconnected.set_exception(exc)
+
+        self._loop.call_soon_threadsafe(register)
+
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:  # noqa: ARG002 - paho's signature
         self._take(Message(message.topic, bytes(message.payload), message.retain))
 

@@ -12,13 +12,13 @@ from kvmd.core.admission import check_policy
 from kvmd.core.agenda import agenda, outlives_its_template
 from kvmd.core.desired import HostRecord, Replica, ReplicaKey
 from kvmd.core.retry import ATTEMPT_CAP_S, backoff_s
-from kvmd.core.session import State, Waiting
+from kvmd.core.session import IllegalTransitionError, State, Waiting
 from kvmd.daemon.announcer import Announcer
 from kvmd.daemon.jobs import Assignment, assignment, put_off, queued, replica_of
 from kvmd.daemon.rules import JOURNAL_PAUSE_S, Rules
 from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
-from kvmd.errors import KvmdError, PoolMissingError, TemplateUnknownError
+from kvmd.errors import InternalError, KvmdError, PoolMissingError, TemplateUnknownError
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Journal, Sources, Store
 from kvmwire.source import SourceUrl
@@ -88,8 +88,8 @@ class Reconciler:
                     self._resting_until = None
 
     def _rest(self, error: KvmdError) -> float:
-        """Do nothing for a while because the journal failed; what it and memory say is still the same, so nothing is lost."""
-        log.error("the journal cannot be written: work is begun anew", exc=error, pause_s=JOURNAL_PAUSE_S)
+        """Do nothing for a while, because the journal failed as a rule; it and memory still say the same, so nothing is lost."""
+        log.error("work rests, and is begun anew", exc=error, pause_s=JOURNAL_PAUSE_S)
         self._has_new_wishes = True
         self._resting_until = self._clock.monotonic() + JOURNAL_PAUSE_S
         return self._resting_until
@@ -204,6 +204,9 @@ class Reconciler:
             await Session(task.job, edges, Listener(on_state, on_progress)).run(task.opening)
         except KvmdError as exc:
             self._rest(exc)
+        except IllegalTransitionError as exc:
+            log.unexpected("session ended by a defect: it is begun anew", exc, session=task.job.session)
+            self._rest(InternalError(str(exc)))
         finally:
             self._running.pop(key, None)
             self._wake.set()

@@ -77,7 +77,8 @@ class Cluster:
         """SIGTERM all parts. Each has to end well, without a traceback, and to leave no process behind."""
         for name, part in self.parts.items():
             assert await asyncio.to_thread(part.terminate) == 0, f"{name}: {part.log_text()[-3000:]}"
-            assert "Traceback" not in part.log_text(), f"{name}: {part.log_text()[-6000:]}"
+            tracebacks = [line for line in part.log_text().splitlines() if "Traceback" in line]
+            assert tracebacks == [], name
         await eventually(lambda: not any(map(_is_alive, self.groups)), what="no process of any group is left")
 
 

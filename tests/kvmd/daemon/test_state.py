@@ -184,7 +184,7 @@ async def test_a_session_that_cannot_be_journaled_is_taken_up_again(
     await eventually(lambda: not unsent(kvmd), what="the receipts are journaled as sent")
     with locked(kvmd.state / "journal.db"):
         hostile.release("disk.qcow2")
-        await kvmd.has_logged("the journal cannot be written: work is begun anew", level="error", timeout_s=15)
+        await kvmd.has_logged("work rests, and is begun anew", level="error", timeout_s=15)
         assert kvmd.process.running
 
     await lab.watch.replica("deb12", "ready", timeout_s=20)
