@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import aiomqtt
 from paho.mqtt import client as paho
@@ -26,6 +26,7 @@ from kvmd.log import get_logger
 from kvmd.ports import Clock, Delivery, Message
 from kvmwire.topics import Topics
 
+T = TypeVar("T")
 log = get_logger(__name__)
 
 SESSION_EXPIRY_S = 7 * 24 * 3600
@@ -70,6 +71,31 @@ class _Client(aiomqtt.Client):
         self.pending_calls_threshold = 10 * PUBLISH_WINDOW
         self._client.manual_ack_set(True)
         self._client.connect_timeout = _CONNECT_TIMEOUT_S
+
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109 - aiomqtt's signature
+        """Wait as aiomqtt does, but never lose a cancellation: asyncio.wait_for does, before 3.12, as an answer arrives."""
+        try:
+            async with asyncio.timeout(self.timeout if timeout is None else timeout):
+                return await fut
+        except TimeoutError:
+            raise aiomqtt.MqttError("the broker did not answer in time") from None
+
+    def _on_socket_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        """Ask to be told when the socket takes more; aiomqtt asks even when it was closed meanwhile, and maybe reused."""
+        del userdata
+
+        def register() -> None:
+            if sock.fileno() >= 0:
+                self._loop.add_writer(sock.fileno(), write)
+
+        def write() -> None:
+            try:
+                client.loop_write()
+            except Exception as exc:  # noqa: BLE001 - as aiomqtt: it ends the connection, whatever it is
+                if not self._disconnected.done():
+                    self._disconnected.set_exception(exc)
+
+        self._loop.call_soon_threadsafe(register)
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         del client, userdata
