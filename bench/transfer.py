@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,21 +24,23 @@ TARGET_RATIO = 0.8
 """kvmd's time over aria2c's that is to be reached."""
 
 
+@dataclass(frozen=True)
+class Result:
+    """One folder's figures: seconds of every round, their medians, and kvmd's median over each peer's."""
+
+    filesystem: str
+    seconds: dict[str, list[float]]
+    medians: dict[str, float]
+    ratios: dict[str, float]
+
+
 def main() -> int:
-    """Measure, print a table, and write bench/results/transfer.json."""
+    """Measure in each folder, print tables, and write bench/results/transfer.json."""
     arguments = _arguments()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as text:
-        folder = Path(text)
-        folder.chmod(0o755)
-        served = folder / "served"
-        served.mkdir()
-        digest = make_image(served / "image.raw", arguments.mib << 20)
-        with origin(served) as url:
-            seconds = _measure(f"{url}/image.raw", digest, folder, arguments.rounds)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    ratios = {f"kvmd / {name}": medians["kvmd"] / value for name, value in medians.items() if name != "kvmd"}
-    _show(arguments, seconds, medians, ratios)
-    _write(arguments, seconds, medians, ratios)
+    results = {folder: _measure_in(folder, arguments) for folder in arguments.folder}
+    for folder, result in results.items():
+        _show(folder, arguments, result)
+    _write(arguments, results)
     return 0
 
 
@@ -45,8 +48,28 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=1024, help="size of the image in MiB (default: 1024)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the median counts (default: 3)")
-    parser.add_argument("--folder", default="/dev/shm", help="where everything lies (default: /dev/shm)")  # noqa: S108 - a tmpfs
+    folders = ["/dev/shm", tempfile.gettempdir()]
+    parser.add_argument("--folder", nargs="+", default=folders, help=f"where everything lies (default: {folders})")
     return parser.parse_args()
+
+
+def _measure_in(folder: str, arguments: argparse.Namespace) -> Result:
+    with tempfile.TemporaryDirectory(dir=folder) as text:
+        work = Path(text)
+        work.chmod(0o755)
+        served = work / "served"
+        served.mkdir()
+        digest = make_image(served / "image.raw", arguments.mib << 20)
+        with origin(served) as url:
+            seconds = _measure(f"{url}/image.raw", digest, work, arguments.rounds)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ratios = {f"kvmd / {name}": medians["kvmd"] / value for name, value in medians.items() if name != "kvmd"}
+    return Result(_filesystem(folder), seconds, medians, ratios)
+
+
+def _filesystem(folder: str) -> str:
+    done = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def _measure(url: str, digest: str, folder: Path, rounds: int) -> dict[str, list[float]]:
@@ -92,33 +115,29 @@ def _beside_python(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def _show(
-    arguments: argparse.Namespace, seconds: dict[str, list[float]], medians: dict[str, float], ratios: dict[str, float]
-) -> None:
-    print(f"{arguments.mib} MiB over http from nginx on loopback, {arguments.folder}, {arguments.rounds} rounds")
-    for name, median in medians.items():
-        rounds = " ".join(f"{value:.2f}" for value in seconds[name])
+def _show(folder: str, arguments: argparse.Namespace, result: Result) -> None:
+    print(
+        f"{arguments.mib} MiB over http from nginx on loopback, {folder} ({result.filesystem}), {arguments.rounds} rounds"
+    )
+    for name, median in result.medians.items():
+        rounds = " ".join(f"{value:.2f}" for value in result.seconds[name])
         print(f"  {name:<18} median {median:5.2f} s   rounds {rounds}")
-    for name, ratio in ratios.items():
+    for name, ratio in result.ratios.items():
         print(f"  {name:<25} {ratio:.2f}")
-    reached = ratios["kvmd / aria2c -x16 -s16"] <= TARGET_RATIO
+    reached = result.ratios["kvmd / aria2c -x16 -s16"] <= TARGET_RATIO
     print(f"  target {TARGET_RATIO}x of aria2c: {'reached' if reached else 'missed'}")
 
 
-def _write(
-    arguments: argparse.Namespace, seconds: dict[str, list[float]], medians: dict[str, float], ratios: dict[str, float]
-) -> None:
+def _write(arguments: argparse.Namespace, results: dict[str, Result]) -> None:
     RESULTS.mkdir(exist_ok=True)
-    result = {
+    document = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "mib": arguments.mib,
-        "seconds": seconds,
-        "medians": medians,
-        "ratios": ratios,
+        "folders": [asdict(result) for result in results.values()],
     }
-    (RESULTS / "transfer.json").write_text(json.dumps(result, indent=2) + "\n")
+    (RESULTS / "transfer.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kvmd.core.plan import MIB
 from kvmd.core.ranges import ByteRange
 
-BLOCK = 2 * MIB
+BLOCK = 1 * MIB
 """Bytes gathered before they are written: fewer, larger writes cost less (docs/decisions)."""
 BLOCK_S = 1.0
 """A slow stream's bytes are written after so long: what is only in memory is lost when the process is killed."""
