@@ -48,7 +48,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=1024, help="size of the image in MiB (default: 1024)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the median counts (default: 3)")
-    folders = ["/dev/shm", tempfile.gettempdir()]
+    folders = ["/dev/shm", tempfile.gettempdir()]  # noqa: S108 - a tmpfs
     parser.add_argument("--folder", nargs="+", default=folders, help=f"where everything lies (default: {folders})")
     return parser.parse_args()
 
