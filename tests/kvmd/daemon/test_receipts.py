@@ -59,6 +59,8 @@ REFUSED: dict[str, tuple[str, Any, str, str]] = {
     "a command for nothing": ("command/all/cancel", {"templat": "deb12"}, "EVENT_SCHEMA", "templat"),
     "a machine": ("deploy/all/d", _deploy(machine={"name": "vm1"}), "UNSUPPORTED", "machine"),
     "credentials": ("register/deb12", _register(credentials=["token"]), "UNSUPPORTED", "credentials"),
+    "a credential for all": ("credential/all/ca", {}, "UNSUPPORTED", "credential"),
+    "a credential for this host": (f"credential/host/{HOST}/token", {}, "UNSUPPORTED", "credential"),
     "scrub": ("command/all/scrub", {}, "UNSUPPORTED", "scrub"),
 }
 REFUSED_ENVELOPES: dict[str, tuple[str, Mapping[str, Any], str, str]] = {
@@ -105,7 +107,6 @@ async def test_what_is_no_event_is_ignored(lab: Site) -> None:
     await lab.send("register/deb12", b"")
     await lab.send("register/-a", json.dumps(_register()))
     await lab.send("command/all/reboot", b"{}", retain=False)
-    await lab.send("credential/all/ca", b"{}")
     last = await lab.event("register/last", _register(check="none"))
 
     await lab.watch.receipt(last)
