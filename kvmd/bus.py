@@ -38,6 +38,7 @@ MAX_BEHIND = 32
 """Messages of one topic that wait while there is a connection; without one only the newest is kept."""
 MAX_UNREAD = 10_000
 """Messages held unread; a broker that sends more without acknowledgements loses the connection instead of our memory."""
+MAX_UNREAD_BYTES = 64 * 1024 * 1024
 _ANSWER_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5.0
 _FAREWELL_S = 2.0
@@ -68,6 +69,7 @@ class _Client(aiomqtt.Client):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.inbox: asyncio.Queue[paho.MQTTMessage | None] = asyncio.Queue()
+        self.unread_bytes = 0
         self.pending_calls_threshold = 10 * PUBLISH_WINDOW
         self._client.manual_ack_set(True)
         self._client.connect_timeout = _CONNECT_TIMEOUT_S
@@ -99,7 +101,8 @@ class _Client(aiomqtt.Client):
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         del client, userdata
-        if self.inbox.qsize() > MAX_UNREAD:
+        self.unread_bytes += len(message.payload)
+        if self.inbox.qsize() > MAX_UNREAD or self.unread_bytes > MAX_UNREAD_BYTES:
             log.error("connection dropped: the broker sends faster than events can be taken", unread=self.inbox.qsize())
             self._client.disconnect()
             return
@@ -269,6 +272,7 @@ class MqttBus:
             topic = self._settings.topics.parse(message.topic)
             if topic is not None:
                 await inbox(Delivery(topic, bytes(message.payload), message.retain, message.dup))
+            client.unread_bytes -= len(message.payload)
             client.acknowledge(message)
         raise aiomqtt.MqttError("the connection was closed")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from kvmd.core.placement import Placement
 from kvmwire.codec import content_of
@@ -191,7 +191,7 @@ def judge(event: Event, current: Stamp | None, arrival: Arrival) -> Judgement:
     """
     generation = current.generation if current else 0
     is_new_wish = event.is_bare and arrival.is_live and (current is None or current.content != event.content)
-    if arrival.earlier is not None and not is_new_wish:
+    if _is_settled(arrival.earlier) and not is_new_wish:
         return _repeated(arrival.earlier, generation)
     if event.expires is not None and event.expires < arrival.now - CLOCK_SKEW:
         failure = _failure(FailureCode.EVENT_EXPIRED, f"the event expired at {event.expires.isoformat()}; refused.")
@@ -213,7 +213,7 @@ def judge(event: Event, current: Stamp | None, arrival: Arrival) -> Judgement:
 
 def judge_command(event: Event, arrival: Arrival) -> Judgement:
     """Decide about a command: carried out once an id, or once a publication where it has no id of its own."""
-    if arrival.earlier is not None and not (event.is_bare and arrival.is_live):
+    if _is_settled(arrival.earlier) and not (event.is_bare and arrival.is_live):
         return _repeated(arrival.earlier, 0)
     if event.expires is not None and event.expires < arrival.now - CLOCK_SKEW:
         failure = _failure(FailureCode.EVENT_EXPIRED, f"the command expired at {event.expires.isoformat()}; refused.")
@@ -224,6 +224,11 @@ def judge_command(event: Event, arrival: Arrival) -> Judgement:
 def rechecked(desired: Desired) -> Desired:
     """Give the wish as if it had just been made: a failed or cancelled replica is tried again, a ready one verified."""
     return replace(desired, round=desired.round + 1, is_cancelled=False, reason="")
+
+
+def _is_settled(earlier: Receipt | None) -> TypeGuard[Receipt]:
+    """Whether the answer stands. A refusal does not: another version, another clock may accept the same event."""
+    return earlier is not None and earlier.outcome is not Outcome.REFUSED
 
 
 def _repeated(earlier: Receipt, generation: int) -> Judgement:

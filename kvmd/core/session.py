@@ -291,7 +291,15 @@ MAX_RESTARTS = 1
 MAX_ALONE = 3
 """How often it begins anew because the bytes of several sources were wrong, each time from another one alone."""
 
-_DISCARDS = frozenset({FailureCode.CHECKSUM_MISMATCH, FailureCode.ENTITY_CHANGED, FailureCode.IO, FailureCode.EXISTS})
+_DISCARDS = frozenset(
+    {
+        FailureCode.CHECKSUM_MISMATCH,
+        FailureCode.DEADLINE,
+        FailureCode.ENTITY_CHANGED,
+        FailureCode.EXISTS,
+        FailureCode.IO,
+    }
+)
 
 
 def step(state: State, happened: Input, terms: Terms) -> Step:

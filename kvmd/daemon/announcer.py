@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,10 +12,13 @@ from kvmd.log import get_logger
 from kvmd.ports import Bus, Journal, Message, Store
 from kvmwire import __version__
 from kvmwire.codec import encode_status
-from kvmwire.status import HostState, HostStatus, PoolStatus, Progress, Receipt
+from kvmwire.status import HostState, HostStatus, PoolState, PoolStatus, Progress, Receipt
 from kvmwire.topics import HostTopic, ProbeTopic, ProgressTopic, ReceiptTopic, ReplicaTopic
 
 log = get_logger(__name__)
+
+POOL_ANSWER_S = 5.0
+"""A pool that says nothing for so long is announced as missing; it is not asked again before it has answered."""
 
 _NOTEWORTHY_SHARE = 100
 """Free space is announced anew when it changed by one part in so many of the pool."""
@@ -55,6 +59,7 @@ class Announcer:
         self._journal = journal
         self._stores = stores
         self._pools: tuple[PoolStatus, ...] = ()
+        self._looking: dict[str, asyncio.Future[PoolStatus]] = {}
 
     async def greet(self) -> None:
         """Announce everything after a connect, and the receipts that may not have arrived."""
@@ -114,7 +119,20 @@ class Announcer:
         self._bus.post(Message(topic, encode_status(receipt), is_retained=False, on_sent=sent))
 
     async def _look_at_pools(self) -> None:
-        self._pools = tuple([await store.status() for store in self._stores.values()])
+        self._pools = tuple([await self._look_at(name, store) for name, store in self._stores.items()])
+
+    async def _look_at(self, name: str, store: Store) -> PoolStatus:
+        """Describe a pool; one that does not answer, as on a dead NFS server, must not keep the host from hearing events."""
+        if name not in self._looking:
+            self._looking[name] = asyncio.ensure_future(store.status())
+        try:
+            async with asyncio.timeout(POOL_ANSWER_S):
+                status = await asyncio.shield(self._looking[name])
+        except TimeoutError:
+            log.error("pool does not answer", pool=name, timeout_s=POOL_ANSWER_S)
+            return PoolStatus(name=name, type="directory", path="", state=PoolState.MISSING)
+        del self._looking[name]
+        return status
 
     def _post_host(self) -> None:
         identity = self._identity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -166,19 +167,28 @@ class Inbox:
     async def _keep_and_send(self, recorded: Recorded, delivery: Delivery) -> None:
         """Journal the first answer to an event and send it. A retained event seen again after a reconnect needs no second one."""
         receipt = recorded.receipt
-        earlier = self._record.receipts.get(receipt.event)
+        earlier = self._earlier(receipt.event, receipt.topic)
         if earlier is None or receipt.outcome is Outcome.ACCEPTED:
-            await self._journal.record(recorded)
-            self._record.apply(recorded, kept=KEPT_RECEIPTS)
+            await asyncio.shield(self._keep(recorded))
         elif delivery.is_retained:
             return
         self._announcer.receipt(receipt)
+
+    async def _keep(self, recorded: Recorded) -> None:
+        """Journal and remember, both or neither: a connection that is lost in between must not part them."""
+        await self._journal.record(recorded)
+        self._record.apply(recorded, kept=KEPT_RECEIPTS)
+
+    def _earlier(self, event_id: str, topic: str) -> Receipt | None:
+        """Give the answer to the same event. An id is the publisher's: on another topic it names another event."""
+        earlier = self._record.receipts.get(event_id)
+        return earlier if earlier is not None and earlier.topic == topic else None
 
     def _arrival(self, event_id: str, delivery: Delivery) -> Arrival:
         return Arrival(
             now=self._clock.now(),
             is_live=not delivery.is_retained and not delivery.is_redelivery,
-            earlier=self._record.receipts.get(event_id),
+            earlier=self._earlier(event_id, self._topics.build(delivery.topic)),
         )
 
     def _receipt(self, event: Event, judgement: Judgement) -> Receipt:

@@ -121,7 +121,8 @@ def _also_needed_by(record: HostRecord, key: ReplicaKey, placement: Placement) -
         if (
             other.placement is not None
             and other.placement.path == placement.path
-            and other.status.state is ReplicaState.READY
+            and other.key in record.desired
+            and record.desired[other.key].is_present
         ):
             return f"template {other.status.template}"
     return ""

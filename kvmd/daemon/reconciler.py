@@ -12,7 +12,7 @@ from kvmd.core.admission import check_policy
 from kvmd.core.agenda import agenda, outlives_its_template
 from kvmd.core.desired import HostRecord, Replica, ReplicaKey
 from kvmd.core.retry import ATTEMPT_CAP_S, backoff_s
-from kvmd.core.session import IllegalTransitionError, State, Waiting
+from kvmd.core.session import State, Waiting
 from kvmd.daemon.announcer import Announcer
 from kvmd.daemon.jobs import Assignment, assignment, put_off, queued, replica_of
 from kvmd.daemon.rules import JOURNAL_PAUSE_S, Rules
@@ -192,7 +192,8 @@ class Reconciler:
                 left_s = (state.until - self._clock.now()).total_seconds()
                 self._due[key] = self._clock.monotonic() + max(0.0, left_s)
             progress = self._running[key].progress
-            replica = replica_of(task, state, progress=progress, now=self._clock.now())
+            current = replace(task, before=self._record.replicas.get(key))
+            replica = replica_of(current, state, progress=progress, now=self._clock.now())
             if not _says_the_same(replica, self._record.replicas.get(key)):
                 await self._keep(replica)
 
@@ -204,9 +205,9 @@ class Reconciler:
             await Session(task.job, edges, Listener(on_state, on_progress)).run(task.opening)
         except KvmdError as exc:
             self._rest(exc)
-        except IllegalTransitionError as exc:
+        except Exception as exc:  # noqa: BLE001 - a session ends here, and must not take the others with it
             log.unexpected("session ended by a defect: it is begun anew", exc, session=task.job.session)
-            self._rest(InternalError(str(exc)))
+            self._rest(InternalError(f"{type(exc).__name__}: {exc}"))
         finally:
             self._running.pop(key, None)
             self._wake.set()

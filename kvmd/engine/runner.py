@@ -137,7 +137,7 @@ class Session:
     async def _in_time(self, effect: Effect) -> Input | None:
         """Perform within the deadline."""
         deadline, left_s = self._job.terms.deadline, None
-        if deadline is not None and not isinstance(effect, Discard | Remove):
+        if deadline is not None and not isinstance(effect, LookUp | Commit | Discard | Remove):
             left_s = max(0.0, (deadline - self._edges.clock.now()).total_seconds())
         limit = asyncio.timeout(left_s)
         try:

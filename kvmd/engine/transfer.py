@@ -22,6 +22,7 @@ from kvmd.errors import (
     ContentError,
     EntityChangedError,
     KvmdError,
+    ProtocolError,
     SourceError,
     SourceExpiredError,
     SourceStalledError,
@@ -298,6 +299,10 @@ class Transfer:
                     await self._store_whole(index, block)
                     block = block.next(now())
             await self._store_whole(index, block)
+        got, promised = self._plan.stored.frontier, self._target.wish.size
+        if promised is not None and got != promised:
+            url = self._sources[index].url
+            raise ProtocolError(f"source {url}: the event promises {promised} bytes, the source sent {got}; refused.")
 
     async def _store_whole(self, index: int, block: Block) -> None:
         if not block.length:
@@ -305,6 +310,12 @@ class Transfer:
         if self._limits.max_size and block.end > self._limits.max_size:
             raise TooLargeError(
                 f"source {self._sources[index].url}: more than the {self._limits.max_size} bytes that policy.max_size allows; refused."
+            )
+        promised = self._target.wish.size
+        if promised is not None and block.end > promised:
+            raise TooLargeError(
+                f"source {self._sources[index].url}: more than the {promised} bytes that the event promises; refused.",
+                hint="Correct the event's size, or the URL.",
             )
         await self._target.volume.write(block.position, block.chunks)
         self._plan = replace(self._plan, stored=self._plan.stored.add(block.range))

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.placement import Placement, Stored
-from kvmd.errors import ExistsError, KvmdError, NoSpaceError, PoolReadonlyError
+from kvmd.errors import ExistsError, KvmdError, NoSpaceError, PoolReadonlyError, StoreIoError
 from kvmd.ports import VolumeRequest
 from kvmd.store.calls import allocate, translated
 from kvmd.store.hashing import digest_file
@@ -50,6 +50,9 @@ class DirectoryStore:
             return volume
         try:
             await volume.fill_from(request.copy_of)
+        except StoreIoError:
+            await volume.close(discard=True)
+            return await self._admit(request)
         except BaseException:
             await volume.close(discard=True)
             raise
@@ -63,8 +66,8 @@ class DirectoryStore:
                     return await asyncio.shield(opening)
                 except asyncio.CancelledError:
                     # The thread goes on, and nobody else would ever let go of the volume and its lock.
-                    volume = await opening
-                    await volume.close(discard=False)
+                    with suppress(OSError, KvmdError):
+                        await (await opening).close(discard=False)
                     raise
 
     async def find(self, name: str, *, known: Placement | None, algorithm: Algorithm) -> Stored | None:
@@ -194,7 +197,11 @@ class DirectoryStore:
                     f"volume {self._path / name}: something that is no regular file has the name; it was left as it is."
                 )
             fd = os.open(name, _OPEN_VOLUME, dir_fd=pool)
+            with suppress(OSError):  # what is found may have been written, or renamed, just before a crash
+                os.fsync(pool)
         try:
+            with suppress(OSError):  # a pool that is read-only has nothing left to sync
+                os.fsync(fd)
             self._forget_journals(name)
             head = os.pread(fd, HEAD_SIZE, 0)
             if known is not None and known.digest.algorithm is algorithm:

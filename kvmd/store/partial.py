@@ -18,9 +18,12 @@ from kvmd.core.entity import Entity
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, StoreIoError
+from kvmd.log import get_logger
 from kvmd.store.calls import punch_hole, rename_noreplace, translated
 from kvmd.store.hashing import FrontierHash, Stopped
 from kvmwire.digest import Algorithm, Digest
+
+log = get_logger(__name__)
 
 HEAD_SIZE = 64 * 1024
 ZERO_BLOCK = bytes(64 * 1024)
@@ -315,6 +318,8 @@ class PartialVolume:
         try:
             if discard and self._files.is_still_named(self._fd):
                 self._files.delete()
+        except OSError as exc:  # a pool that went read-only or away; what is left there is swept later
+            log.warning("partial volume could not be deleted", volume=self._path, exc=exc)
         finally:
             os.close(self._fd)
             self._files.close()

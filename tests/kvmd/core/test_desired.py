@@ -210,14 +210,21 @@ def test_the_ends_of_the_calendar_are_dates_like_others(text: str, hours: int, *
     assert judge_command(command, Arrival(NOW, is_live=True, earlier=None)).is_accepted == is_accepted
 
 
-def test_an_expired_event_changes_nothing_and_stays_refused() -> None:
+def test_an_expired_event_changes_nothing() -> None:
     receiver = Receiver()
     receiver.receive(enveloped("a", 1))
     late = enveloped("b", 2, expires=NOW - timedelta(hours=1))
-    first, second = receiver.receive(late), receiver.receive(late, now=NOW - timedelta(days=1))
+    first, second = receiver.receive(late), receiver.receive(late)
     assert (first.outcome, second.outcome) == (REFUSED, REFUSED)
     assert first.failure == second.failure
     assert receiver.holds == (1, enveloped("a", 1).content)
+
+
+def test_a_refusal_by_a_wrong_clock_does_not_stand_once_the_clock_is_right() -> None:
+    receiver, event = Receiver(), enveloped("b", 2, expires=NOW + timedelta(hours=1))
+    assert receiver.receive(event, now=NOW + timedelta(days=400)).outcome is REFUSED
+    assert receiver.receive(event, now=NOW).is_accepted
+    assert receiver.holds == (2, event.content)
 
 
 def test_an_accepted_event_that_comes_again_after_it_expired_is_a_duplicate() -> None:

@@ -235,3 +235,18 @@ async def test_what_the_hosts_policy_forbids_fails_with_its_code(
         assert (failed.code, probe.verdict, probe.code) == (code, "bad", code)
         assert failed.hint
         assert not daemon.volume("deb12").exists()
+
+
+@pytest.mark.usefixtures("kvmd")
+async def test_one_id_on_two_topics_names_two_events(lab: Site) -> None:
+    for template in ("one", "two"):
+        await lab.send(
+            f"register/{template}", json.dumps(enveloped(f"register/{template}", _register(check="none"), id="1"))
+        )
+
+    await lab.client.received(lambda one: one.topic.endswith("/receipt/1") and b"register/two" in one.payload)
+    answers = [json.loads(one.payload) for one in lab.client.messages if one.topic.endswith("/receipt/1")]
+    assert {(one["topic"], one["outcome"]) for one in answers} == {
+        ("kvmd/v1/register/one", "accepted"),
+        ("kvmd/v1/register/two", "accepted"),
+    }

@@ -215,6 +215,16 @@ async def test_more_than_the_policy_allows_is_refused(tmp_path: Path, hostile: H
     assert host.partial_files() == {}
 
 
+@pytest.mark.parametrize(("difference", "code"), [(-1, "TOO_LARGE"), (1, "PROTOCOL"), (0, "ready")])
+async def test_a_body_without_a_length_is_held_to_the_promised_size(
+    host: Host, hostile: HostileServer, difference: int, code: str
+) -> None:
+    hostile.add("disk", SMALL)
+    url = hostile.url("disk", ranges="off", framing="chunked")
+    outcome = await host.fetch(url, size=len(SMALL) + difference)
+    assert outcome.code == code
+
+
 async def test_another_size_than_promised_is_refused(host: Host, hostile: HostileServer) -> None:
     hostile.add("disk", SMALL)
     outcome = await host.fetch(hostile.url("disk"), expected=SMALL, size=len(SMALL) + 1)
