@@ -5,7 +5,7 @@ is made from the parsers' actions.
 """
 
 # argparse has no public way to read a parser:
-# ruff: noqa: SLF001
+# ruff: noqa: SLF001 - argparse keeps its actions private
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations

@@ -114,6 +114,7 @@ class _Report:
         self.last: ProgressStatus | None = None
         self._is_quiet = is_quiet
         self._told = 0.0
+        self._said = ""
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -133,8 +134,9 @@ class _Report:
         text = replica_state(state).value
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=text)
-        elif not self._is_quiet:
+        elif not self._is_quiet and text != self._said:
             print(text, file=sys.stderr)
+        self._said = text
 
     def on_progress(self, progress: ProgressStatus) -> None:
         self.last = progress
@@ -155,7 +157,9 @@ def _failure(state: State) -> Failure | None:
         case Failed(failure) | Cancelled(failure):
             return failure
         case Waiting(_, failure, _):
-            return failure
+            # The daemon would try again by itself; here the person does.
+            hint = failure.hint.replace("; it is tried again by itself.", ".")
+            return failure.model_copy(update={"hint": f"{hint} Run the same command again to go on."})
         case _:
             return None
 
