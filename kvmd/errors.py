@@ -6,11 +6,11 @@ KvmdError
     (one class a code, from UrlInvalidError to EmptySourceError)
     TransferError        no source is left
   ContentError           the bytes are there and are not what was promised
-    ChecksumMismatchError, ChecksumPolicyError, FormatMismatchError, FormatAmbiguousError, ImageUnsafeError,
+    ChecksumMismatchError, ChecksumWeakError, FormatMismatchError, FormatAmbiguousError, ImageUnsafeError,
     ImageInvalidError, VirtualSizeError
   StoreError             the pool cannot take or keep the volume
     NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError, ExistsError, InUseError
-  RefusedError           the request itself is refused: policy, unsupported, cancelled, deadline, unknown template
+  RefusedError           the request itself is refused: policy, cancelled, deadline, unknown template
   BrokerError            the MQTT broker cannot be used
   InternalError          something that should not happen
 
@@ -275,12 +275,6 @@ class RefusedError(KvmdError):
     """The request is refused."""
 
     code = FailureCode.POLICY
-
-
-class UnsupportedError(RefusedError):
-    """This version cannot do what is asked."""
-
-    code = FailureCode.UNSUPPORTED
 
 
 class DeadlineError(RefusedError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from kvmd.core.entity import Entity
@@ -24,10 +24,6 @@ class Checkpoint:
     entity: Entity
     has_checksum: bool
     stored: RangeSet = RangeSet()
-
-    def with_stored(self, stored: RangeSet) -> Checkpoint:
-        """Give the checkpoint with these bytes."""
-        return replace(self, stored=stored)
 
     def can_resume(self, entity: Entity, *, has_checksum: bool) -> bool:
         """Whether the stored bytes can be bytes of the entity that is served now.

@@ -82,12 +82,6 @@ def test_json_that_is_no_checkpoint_is_ignored(body: bytes) -> None:
     assert Checkpoint.decode(_signed(body)) is None
 
 
-@given(checkpoints, range_sets())
-def test_new_bytes_change_nothing_else(checkpoint: Checkpoint, stored: RangeSet) -> None:
-    after = checkpoint.with_stored(stored)
-    assert (after.stored, after.entity, after.has_checksum) == (stored, checkpoint.entity, checkpoint.has_checksum)
-
-
 @pytest.mark.parametrize("entity", [STRONG, DATED])
 @pytest.mark.parametrize("has_checksum", [True, False])
 def test_a_strong_validator_resumes(entity: Entity, *, has_checksum: bool) -> None:
