@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 
 from controller.outcome import Phase, Standing
 from controller.output import Output
 from controller.screen import open_screen
 from controller.session import Session
+
+
+@contextlib.contextmanager
+def detaching(output: Output, how_to_watch: str) -> Generator[None]:
+    """Tell a person who leaves, from the first event that may be out to the last word of the hosts, that it goes on."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        output.say(f"Detached; what was published goes on by itself. Watch it with: {how_to_watch}")
+        raise
 
 
 async def wait_settled(
@@ -19,7 +30,7 @@ async def wait_settled(
     timeout_s: float | None,
     how_to_watch: str,
 ) -> Sequence[Standing]:
-    """Give the standings when all hosts are settled, or when the time is up. Being cancelled only detaches."""
+    """Give the standings when all hosts are settled, or when the time is up."""
     with open_screen(output) as screen:
 
         def is_settled() -> bool:
@@ -34,9 +45,6 @@ async def wait_settled(
         except TimeoutError:
             pending = ", ".join(f"{one.host} ({one.state})" for one in standings() if not one.is_settled)
             output.say(f"not done in time: {pending}. It goes on by itself; watch it with: {how_to_watch}")
-        except asyncio.CancelledError:
-            output.say(f"Detached; the hosts go on. Watch them with: {how_to_watch}")
-            raise
     return standings()
 
 

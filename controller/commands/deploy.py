@@ -36,7 +36,7 @@ from controller.publish import (
     removals,
 )
 from controller.session import Session, open_session
-from controller.waiting import wait_settled
+from controller.waiting import detaching, wait_settled
 from kvmwire.codes import Exit, FailureCode
 from kvmwire.events import DeployData, Machine
 from kvmwire.topics import DeployTopic
@@ -98,8 +98,7 @@ async def deploy(invocation: Invocation) -> Exit:
         topics = [DeployTopic(data.deployment, host) for host in dict.fromkeys(args.host)] or [
             DeployTopic(data.deployment)
         ]
-        sent = await _publish(session, [(topic, data) for topic in topics])
-        return await _finish(invocation, session, sent)
+        return await _publish_and_wait(invocation, session, [(topic, data) for topic in topics])
 
 
 async def remove(invocation: Invocation) -> Exit:
@@ -114,8 +113,7 @@ async def remove(invocation: Invocation) -> Exit:
                 hint="See what there is with: kvmctl replicas",
                 code=FailureCode.TEMPLATE_UNKNOWN,
             )
-        sent = await _publish(session, wanted)
-        return await _finish(invocation, session, sent)
+        return await _publish_and_wait(invocation, session, wanted)
 
 
 def _filters(mqtt: Any, template: str) -> tuple[str, ...]:
@@ -134,21 +132,25 @@ async def _publish(session: Session, wanted: Sequence[tuple[DeployTopic, DeployD
     return await publish(session, deploy_events(session.fleet, wanted, known=known, now=now_utc()))
 
 
-async def _finish(invocation: Invocation, session: Session, sent: Sequence[Sent]) -> Exit:
+async def _publish_and_wait(
+    invocation: Invocation, session: Session, wanted: Sequence[tuple[DeployTopic, DeployData]]
+) -> Exit:
     args, output = invocation.arguments, invocation.output
     if not args.wait:
-        output.show(*views.sent(sent))
+        output.show(*views.sent(await _publish(session, wanted)))
         return Exit.DONE
-    wishes = _wishes(sent)
-    if not wishes:
-        raise no_host()
+    how_to_watch = f"kvmctl watch {args.name}"
+    with detaching(output, how_to_watch):
+        wishes = _wishes(await _publish(session, wanted))
+        if not wishes:
+            raise no_host()
 
-    def standings() -> list[Standing]:
-        return [replica_standing(wish, session.fleet, session.receipts.get(wish.event_id, {})) for wish in wishes]
+        def standings() -> list[Standing]:
+            return [replica_standing(wish, session.fleet, session.receipts.get(wish.event_id, {})) for wish in wishes]
 
-    found = await wait_settled(
-        session, output, standings=standings, timeout_s=args.timeout, how_to_watch=f"kvmctl watch {args.name}"
-    )
+        found = await wait_settled(
+            session, output, standings=standings, timeout_s=args.timeout, how_to_watch=how_to_watch
+        )
     output.show(*views.outcome(found, title=f"{args.command} {args.name}"))
     return exit_of(found)
 

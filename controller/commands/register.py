@@ -22,7 +22,7 @@ from controller.errors import UnreachableError, UsageError
 from controller.outcome import Standing, exit_of, probe_standing
 from controller.publish import Sent, known_generation, known_template, now_utc, publish, register_event
 from controller.session import Session, open_session
-from controller.waiting import wait_settled
+from controller.waiting import detaching, wait_settled
 from kvmwire.codes import Exit
 from kvmwire.events import Ensure, ImageFormat, RegisterData
 from kvmwire.topics import RegisterTopic
@@ -70,11 +70,11 @@ async def register(invocation: Invocation) -> Exit:
     wanted = topics.host_filters() + topics.register_filters(args.name) + topics.probe_filters(args.name)
     async with open_session(invocation.settings, wanted + topics.receipt_filters()) as session:
         record = record.model_copy(update={"check": _check(args.check, session)})
-        sent = await _publish(session, record)
         if not args.wait:
-            output.show(*views.sent([sent]))
+            output.show(*views.sent([await _publish(session, record)]))
             return Exit.DONE
-        return await _wait(invocation, session, sent, record)
+        with detaching(output, _how_to_watch(record)):
+            return await _wait(invocation, session, await _publish(session, record), record)
 
 
 async def unregister(invocation: Invocation) -> Exit:
@@ -111,10 +111,14 @@ async def _wait(invocation: Invocation, session: Session, sent: Sent, record: Re
         return [probe_standing(host, record.template, generation, session.fleet, receipts) for host in asked]
 
     found = await wait_settled(
-        session, output, standings=standings, timeout_s=args.timeout, how_to_watch=f"kvmctl status {record.template}"
+        session, output, standings=standings, timeout_s=args.timeout, how_to_watch=_how_to_watch(record)
     )
     output.show(*views.probed(found))
     return exit_of(found)
+
+
+def _how_to_watch(record: RegisterData) -> str:
+    return f"kvmctl status {record.template}"
 
 
 def _values(args: Any) -> dict[str, Any]:

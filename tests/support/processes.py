@@ -38,6 +38,7 @@ class ChildProcess:
         self._env = {**os.environ, **(env or {})}
         self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
 
     def __enter__(self) -> Self:
         try:
@@ -71,10 +72,15 @@ class ChildProcess:
         """Everything that all runs wrote to stdout and stderr."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    def log_since_start(self) -> str:
+        """Give what the running or last child has written."""
+        return self.log_text()[self._log_start :]
+
     def start(self, *, timeout_s: float = 10) -> None:
         """Start the program; with a port return only when it accepts connections."""
         if self.running:
             raise RuntimeError(f"{self._command[0]} runs already as {self.pid}")
+        self._log_start = len(self.log_text())
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncGenerator, Mapping
+from functools import partial
 from pathlib import Path
 
 import aiomqtt
@@ -76,6 +77,8 @@ class Cluster:
     async def end(self) -> None:
         """SIGTERM all parts. Each has to end well, without a traceback, and to leave no process behind."""
         for name, part in self.parts.items():
+            # The last kill may have been a moment ago, and a process that only begins dies of SIGTERM like any other.
+            await eventually(partial(_has_begun, part), what=f"{name} has begun")
             assert await asyncio.to_thread(part.terminate) == 0, f"{name}: {part.log_text()[-3000:]}"
             tracebacks = [line for line in part.log_text().splitlines() if "Traceback" in line]
             assert tracebacks == [], name
@@ -115,6 +118,12 @@ class Witness:
                     await client.subscribe(f"{TOPICS.prefix}/status/#")
                     await client.lost(timeout_s=3600)
             await eventually(lambda: accepts(self._broker.port), what="the broker is back", timeout_s=60)
+
+
+def _has_begun(part: ChildProcess) -> bool:
+    """Whether it has said so: kvmd logs ``ready``, kvmctl serve ``started``."""
+    log = part.log_since_start()
+    return any(word in log for word in ('"message": "ready"', "info: started"))
 
 
 def _is_alive(group: int) -> bool:
