@@ -6,8 +6,8 @@ KvmdError
     (one class a code, from UrlInvalidError to EmptySourceError)
     TransferError        no source is left
   ContentError           the bytes are there and are not what was promised
-    ChecksumMismatchError, ChecksumWeakError, FormatMismatchError, FormatAmbiguousError, ImageUnsafeError,
-    ImageInvalidError, VirtualSizeError
+    MetalinkInvalidError, MetalinkAmbiguousError, ChecksumMismatchError, ChecksumWeakError, ChecksumConflictError,
+    FormatMismatchError, FormatAmbiguousError, ImageUnsafeError, ImageInvalidError, VirtualSizeError
   StoreError             the pool cannot take or keep the volume
     NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError, ExistsError, InUseError
   RefusedError           the request itself is refused: policy, cancelled, deadline, unknown template
@@ -81,6 +81,12 @@ class UrlForbiddenError(SourceError):
     """The policy does not allow the protocol, or the address that the URL leads to."""
 
     code = FailureCode.URL_FORBIDDEN
+
+
+class ProtocolUnsupportedError(SourceError):
+    """No plug-in that is installed serves the URL's protocol."""
+
+    code = FailureCode.UNSUPPORTED
 
 
 class HeaderForbiddenError(SourceError):
@@ -187,6 +193,18 @@ class ContentError(KvmdError):
     code = FailureCode.IMAGE_INVALID
 
 
+class MetalinkInvalidError(ContentError):
+    """The Metalink document cannot be read, or names nothing that can be downloaded."""
+
+    code = FailureCode.METALINK_INVALID
+
+
+class MetalinkAmbiguousError(ContentError):
+    """The Metalink document describes several files, and nothing tells which of them is meant."""
+
+    code = FailureCode.METALINK_AMBIGUOUS
+
+
 class ChecksumMismatchError(ContentError):
     """The stored bytes do not have the digest that was promised."""
 
@@ -197,6 +215,12 @@ class ChecksumWeakError(ContentError):
     """The checksum's algorithm is not good enough for the policy."""
 
     code = FailureCode.CHECKSUM_WEAK
+
+
+class ChecksumConflictError(ContentError):
+    """Two statements about one file's checksum contradict each other."""
+
+    code = FailureCode.CHECKSUM_CONFLICT
 
 
 class FormatMismatchError(ContentError):
