@@ -1,0 +1,62 @@
+"""Outcomes as tables on the terminal and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.outcome import Outcome, median_s
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the figures were taken with."""
+
+    mib: int
+    rounds: int
+    disk_filesystem: str
+
+
+def show(name: str, outcome: Outcome) -> None:
+    """Print one scenario's times and figures."""
+    print(f"\n{name}: {outcome.title}")
+    for who, runs in outcome.runs.items():
+        rounds = " ".join(f"{one.seconds:.2f}" for one in runs)
+        print(f"  {who:<30} median {median_s(runs):6.2f} s   rounds {rounds}")
+    for figure in outcome.figures:
+        bound = f"target {'>=' if figure.is_floor else '<='} {figure.target:g}" if figure.target is not None else ""
+        print(f"  {figure.name:<30} {figure.value:8.2f} {figure.unit:<6} {bound:<16} {figure.verdict}".rstrip())
+
+
+def write(outcomes: Mapping[str, Outcome], circumstances: Circumstances) -> Path:
+    """Write bench/results/transfer.json and give its path."""
+    RESULTS.mkdir(exist_ok=True)
+    document = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cores": os.cpu_count(),
+        **asdict(circumstances),
+        "scenarios": {name: _plain(outcome) for name, outcome in outcomes.items()},
+    }
+    path = RESULTS / "transfer.json"
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    return path
+
+
+def _plain(outcome: Outcome) -> dict[str, object]:
+    return {
+        "title": outcome.title,
+        "figures": [asdict(one) | {"value": round(one.value, 4), "verdict": one.verdict} for one in outcome.figures],
+        "runs": {
+            who: [{"seconds": round(one.seconds, 3), "cpu_s": round(one.cpu_s, 3), "peak": one.peak} for one in runs]
+            for who, runs in outcome.runs.items()
+        },
+    }
