@@ -15,8 +15,8 @@ from kvmwire.source import SourceUrl
 MAX_SIZE = 1 << 20
 """Largest document in bytes."""
 MAX_DEPTH = 16
-MAX_ELEMENTS = 1 << 16
-"""Most elements of a document; 1 MiB holds some 20,000 digests of pieces, or as many URLs."""
+MAX_ELEMENTS = 1 << 15
+"""Most elements of a document; 1 MiB holds some 20,000 digests of pieces."""
 
 _MAX_NAMESPACE = 256
 """Longest name of a namespace in characters: expat repeats it in the name of each element."""

@@ -71,9 +71,8 @@ def parse(document: bytes, base: SourceUrl, *, selector: Selector, schemes: Coll
     chosen = _select(files, selector, base)
     mirrors = usable_mirrors(chosen.urls, schemes)
     if not mirrors:
-        raise invalid(
-            base, f"none of the {len(chosen.urls)} URLs can be used; protocols are {', '.join(sorted(schemes))}"
-        )
+        allowed = ", ".join(sorted(schemes))
+        raise invalid(base, f"none of its {len(chosen.urls)} URLs can be downloaded from, expected one of {allowed}")
     return Manifest(mirrors, chosen.size, chosen.digests, _pieces(chosen))
 
 
