@@ -73,5 +73,10 @@ def make_image(path: Path, size: int) -> str:
     with path.open("wb") as file:
         for _ in range(size // (1 << 20)):
             file.write(os.urandom(1 << 20))
+    return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """Give a file's SHA-256 in hexadecimal digits."""
     done = subprocess.run(["openssl", "dgst", "-sha256", "-r", path], capture_output=True, text=True, check=True)
     return done.stdout.split()[0]

@@ -68,7 +68,7 @@ def _stage(arguments: argparse.Namespace) -> Generator[Stage]:
         Path(memory).chmod(0o755)
         served = Path(memory, "served")
         served.mkdir()
-        programs = compiled("reference", Path(disk)), compiled("reference", Path(disk))
+        programs = compiled("reference", Path(disk)), compiled("shaped", Path(disk))
         digest = make_image(served / "image.raw", arguments.mib << 20)
         with origin(served) as nginx:
             image = served / "image.raw"

@@ -1,0 +1,97 @@
+"""A whole host for measurements: a broker, the daemon with one pool, and deployments that are waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiomqtt
+import psutil
+
+from bench.processes import ended, free_port, serving
+
+_DEPLOY_S = 120.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """The running daemon, its broker's port, its pool's folder, and the seconds until it said READY."""
+
+    process: psutil.Process
+    port: int
+    pool: Path
+    ready_s: float
+
+
+@contextmanager
+def running_host(folder: Path) -> Generator[Host]:
+    """Run broker and daemon with everything they write in ``folder``; both have ended when the context is left."""
+    with _broker(folder) as port, _daemon(folder, port) as host:
+        yield host
+
+
+async def deploy(host: Host, images: Mapping[str, str]) -> float:
+    """Deploy images, digests by URL, all at once; give the seconds from the first event to the last one ready."""
+    async with asyncio.timeout(_DEPLOY_S), aiomqtt.Client("127.0.0.1", host.port) as client:
+        await client.subscribe("kvmd/v1/status/bench/replica/default/+", qos=1)
+        started = time.monotonic()
+        for number, (url, digest) in enumerate(images.items()):
+            template = {"template": f"image{number}", "url": url, "checksum": f"{{SHA-256}}{digest}"}
+            event = json.dumps({"template": template})
+            await client.publish(f"kvmd/v1/deploy/all/image{number}", event, qos=1, retain=True)
+        await _all_ready(client, len(images))
+        return time.monotonic() - started
+
+
+async def _all_ready(client: aiomqtt.Client, count: int) -> None:
+    ready: set[str] = set()
+    async for message in client.messages:
+        state = json.loads(bytes(message.payload))["state"]  # type: ignore[arg-type] # a payload that arrives is bytes
+        if state in {"failed", "waiting"}:
+            raise SystemExit(f"the deployment failed: {message.payload!r}")
+        ready |= {message.topic.value} if state == "ready" else set()
+        if len(ready) == count:
+            return
+
+
+@contextmanager
+def _broker(folder: Path) -> Generator[int]:
+    port = free_port()
+    config = folder / "nats.conf"
+    config.write_text(
+        f'server_name: bench\nlisten: "127.0.0.1:{free_port()}"\njetstream {{ store_dir: "{folder}/nats" }}\n'
+        f'mqtt {{ listen: "127.0.0.1:{port}" }}\n'
+    )
+    with serving([Path(sys.executable).parent / "nats-server", "-c", config], port):
+        yield port
+
+
+@contextmanager
+def _daemon(folder: Path, port: int) -> Generator[Host]:
+    pool = folder / "pool"
+    pool.mkdir()
+    config = folder / "kvmd.toml"
+    config.write_text(
+        f'host = "bench"\nstate_dir = "{folder}/state"\n[mqtt]\nurl = "mqtt://127.0.0.1:{port}"\n'
+        f'[pools.default]\npath = "{pool}"\n[policy]\nallowed_networks = ["127.0.0.0/8"]\n'
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(folder / "notify"))
+        notify.settimeout(10)
+        started = time.monotonic()
+        command = [Path(sys.executable).with_name("kvmd"), "run", "--config", config]
+        environment = {**os.environ, "NOTIFY_SOCKET": str(folder / "notify")}
+        child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        with ended(child):
+            while b"READY=1" not in notify.recv(4096):
+                pass
+            yield Host(psutil.Process(child.pid), port, pool, time.monotonic() - started)
