@@ -109,7 +109,7 @@ def find(text: bytes, name: str, *, algorithm: Algorithm | None) -> Digest | Non
     """
     if len(text) > MAX_SIZE:
         return None
-    body = _signed_part(text.decode("utf-8", "surrogateescape"))
+    body = _signed_part(text.decode("utf-8-sig", "surrogateescape"))
     bare = _BARE.fullmatch(body)
     values = [(None, bare[1])] if bare else _values(body, name)
     found = [digest for own, value in values if (digest := _digest(value, own, algorithm)) is not None]

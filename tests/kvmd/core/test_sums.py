@@ -123,6 +123,11 @@ def test_names_need_not_be_utf_8() -> None:
     assert found(f"{A}  café.iso\n", "café.iso") == digest("a")
 
 
+def test_a_byte_order_mark_is_passed_over() -> None:
+    assert found(f"\ufeff{A}  {NAME}\n") == digest("a")
+    assert found(f"\ufeff{A}\n") == digest("a")
+
+
 class TestAlgorithms:
     @pytest.mark.parametrize(
         "algorithm",
@@ -183,7 +188,7 @@ class TestClearSignature:
     @pytest.mark.parametrize(
         "text",
         [
-            f"{B}  {NAME}\n{FEDORA}",
+            f"\n{B}  {NAME}\n{FEDORA}",
             f"{FEDORA}{B}  {NAME}\n",
             FEDORA.replace("Hash: SHA256", f"Hash: SHA256\n{B}  {NAME}"),
             FEDORA.replace("iQIz", f"{B}  {NAME}\niQIz"),
