@@ -9,7 +9,7 @@ import signal
 import ssl
 import uuid
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,20 +32,19 @@ from kvmd.engine.probing import Finding, Wish, probe_all
 from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
 from kvmd.errors import ConfigError, InternalError, KvmdError, leaves
-from kvmd.fetch.connections import Connections, HttpSettings, TlsFiles
-from kvmd.fetch.http import HttpSources
+from kvmd.fetch.protocols import Protocols, load_plugins
 from kvmd.journal import SqliteJournal
 from kvmd.log import get_logger
 from kvmd.notify import Notifier
+from kvmd.plugin import Environment, TlsFiles
+from kvmd.ports import Sources
 from kvmd.store.directory import DirectoryStore
 from kvmwire.digest import Digest
 from kvmwire.events import ImageFormat
-from kvmwire.source import Origin, SourceUrl
+from kvmwire.source import SourceUrl
 from kvmwire.topics import Topics
 
 log = get_logger(__name__)
-
-_EVERYWHERE = AddressPolicy((), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,8 @@ async def fetch(request: FetchRequest, settings: Settings, listener: Listener) -
     )
     clock = SystemClock()
     with disk_threads(settings) as executor:
-        async with typed_sources(settings, request.urls, request.tls) as sources:
+        environment = environment_of(settings, executor, typed=request.urls, tls=request.tls)
+        async with open_sources(settings, environment) as sources:
             edges = Edges(
                 sources=sources,
                 store=DirectoryStore("folder", request.folder, executor=executor),
@@ -91,8 +91,9 @@ async def probe(
     """Ask every URL what a host would see there."""
     check_policy(policy_of(settings.policy), digest=None, urls=urls)
     wish = Wish(max_size=settings.policy.max_size, max_virtual_size=settings.policy.max_virtual_size)
-    async with typed_sources(settings, urls, tls) as sources:
-        return await probe_all([sources.open(url, headers) for url in urls], wish, SystemClock())
+    with disk_threads(settings) as executor:
+        async with open_sources(settings, environment_of(settings, executor, typed=urls, tls=tls)) as sources:
+            return await probe_all([sources.open(url, headers) for url in urls], wish, SystemClock())
 
 
 async def run(settings: Settings, environ: Mapping[str, str]) -> int:
@@ -102,16 +103,15 @@ async def run(settings: Settings, environ: Mapping[str, str]) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     with _only_one(settings.state_dir), disk_threads(settings) as executor:
         journal = await SqliteJournal.open(settings.state_dir)
-        sources = HttpSources(Connections(http_settings(settings)))
         try:
-            daemon = build_daemon(
-                settings, await journal.load(), journal, sources, executor, Notifier.from_environ(environ)
-            )
-            await daemon.run(stopped)
+            async with open_sources(settings, environment_of(settings, executor)) as sources:
+                daemon = build_daemon(
+                    settings, await journal.load(), journal, sources, executor, Notifier.from_environ(environ)
+                )
+                await daemon.run(stopped)
         except BaseExceptionGroup as group:
             raise _ended_by(group) from group
         finally:
-            await sources.close()
             await journal.close()
     return 0
 
@@ -130,7 +130,7 @@ def build_daemon(
     settings: Settings,
     record: HostRecord,
     journal: SqliteJournal,
-    sources: HttpSources,
+    sources: Sources,
     executor: ThreadPoolExecutor,
     notifier: Notifier,
 ) -> Daemon:
@@ -218,32 +218,38 @@ def _only_one(folder: Path) -> Generator[None]:
         os.close(fd)
 
 
+def environment_of(
+    settings: Settings,
+    executor: Executor,
+    *,
+    typed: Sequence[SourceUrl] = (),
+    tls: TlsFiles | None = None,
+) -> Environment:
+    """Give what protocols work with under these settings: any address is dialled for the origins of URLs a person typed."""
+    policy, transfer = settings.policy, settings.transfer
+    origins = frozenset(url.origin for url in typed)
+    return Environment(
+        addresses=AddressPolicy(policy.allowed_networks, policy.denied_networks),
+        executor=executor,
+        typed=origins,
+        allow_http=policy.allow_http,
+        connect_timeout_s=transfer.connect_timeout_s,
+        stall_timeout_s=transfer.stall_timeout_s,
+        tls={} if tls is None else dict.fromkeys(origins, tls),
+        proxies={SourceUrl.parse(origin).origin: proxy for origin, proxy in transfer.proxies.items()},
+        folders=policy.allowed_folders,
+    )
+
+
 @asynccontextmanager
-async def typed_sources(
-    settings: Settings, urls: Sequence[SourceUrl], tls: TlsFiles
-) -> AsyncGenerator[HttpSources, None]:
-    """Give sources that may reach any address for the URLs a person typed, and only allowed ones wherever these redirect to."""
-    files: dict[Origin, TlsFiles] = {url.origin: tls for url in urls}
-    typed = Connections(http_settings(settings, addresses=_EVERYWHERE, tls=files))
-    sources = HttpSources(Connections(http_settings(settings)), typed=typed)
+async def open_sources(settings: Settings, environment: Environment) -> AsyncGenerator[Protocols]:
+    """Give the sources of all protocols, and close them in the end."""
+    plugins = await asyncio.to_thread(load_plugins, settings.policy.allowed_protocols)
+    sources = Protocols(plugins, environment, settings.protocols)
     try:
         yield sources
     finally:
         await sources.close()
-
-
-def http_settings(
-    settings: Settings, *, addresses: AddressPolicy | None = None, tls: Mapping[Origin, TlsFiles] | None = None
-) -> HttpSettings:
-    """Give how connections are made under these settings."""
-    policy = settings.policy
-    return HttpSettings(
-        addresses=addresses or AddressPolicy(policy.allowed_networks, policy.denied_networks),
-        allow_http=policy.allow_http,
-        connect_timeout_s=settings.transfer.connect_timeout_s,
-        stall_timeout_s=settings.transfer.stall_timeout_s,
-        tls=tls or {},
-    )
 
 
 def limits_of(settings: Settings) -> Limits:

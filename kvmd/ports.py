@@ -11,9 +11,10 @@ from typing import Protocol
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.desired import HostRecord, ProbeRecord, Recorded, Replica
 from kvmd.core.entity import Entity
+from kvmd.core.manifest import Manifest
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.ranges import ByteRange
-from kvmwire.digest import Algorithm
+from kvmwire.digest import Algorithm, Digest
 from kvmwire.source import SourceUrl
 from kvmwire.status import PoolStatus
 from kvmwire.topics import Topic
@@ -21,13 +22,20 @@ from kvmwire.topics import Topic
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a source's first range told: the entity, its first bytes, and how it was reached."""
+    """What a source's first range told: the entity, its first bytes, and how it was reached.
+
+    ``status``, ``tls`` and ``redirect`` are HTTP's. ``media_type`` is what the server calls it, lower case, without parameters.
+    ``manifest`` and ``described_by`` are what the answer says of the file beside its bytes (RFC 6249).
+    """
 
     entity: Entity
     head: bytes
-    status: int
-    tls: str | None
-    redirect: SourceUrl | None
+    status: int | None = None
+    tls: str | None = None
+    redirect: SourceUrl | None = None
+    media_type: str = ""
+    manifest: Manifest = Manifest()
+    described_by: tuple[SourceUrl, ...] = ()
 
 
 class Source(Protocol):
@@ -42,10 +50,13 @@ class Source(Protocol):
         """Ask for the first range, once."""
         ...
 
-    def read(self, wanted: ByteRange | None, entity: Entity) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    def read(
+        self, wanted: ByteRange | None, entity: Entity, *, block: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes | memoryview]]:
         """Open one stream of these bytes of the entity, or of the whole where the range is None.
 
-        Raises EntityChangedError where the source serves another entity now. The stream ends with the last wanted byte.
+        It gives blocks of about ``block`` bytes, smaller ones where they come slowly; a block is valid until the next is asked
+        for. Raises EntityChangedError where the source serves another entity now. The stream ends with the last wanted byte.
         """
         ...
 
@@ -57,6 +68,10 @@ class Sources(Protocol):
         """Give the source; ``headers`` go to the URL's own origin only. Raises SourceError. Does not connect yet."""
         ...
 
+    async def close(self) -> None:
+        """Let go of everything; no source of it is used any more."""
+        ...
+
 
 class Volume(Protocol):
     """A partial volume. After an error of the disk it is poisoned: only ``discard`` is left. Errors: StoreError."""
@@ -66,8 +81,12 @@ class Volume(Protocol):
         """What an earlier attempt left that can be gone on from; None for a fresh volume."""
         ...
 
-    async def write(self, offset: int, chunks: Sequence[bytes]) -> None:
-        """Write the chunks one after another from the offset on."""
+    async def write(self, offset: int, block: bytes | memoryview) -> None:
+        """Write a block at the offset."""
+        ...
+
+    async def digest(self, part: ByteRange, algorithm: Algorithm) -> Digest:
+        """Give the digest of these bytes, which must all have been written."""
         ...
 
     async def save(self, checkpoint: Checkpoint) -> None:
@@ -75,7 +94,7 @@ class Volume(Protocol):
         ...
 
     async def seal(self, size: int) -> Stored:
-        """Sync, and read back all of it: the digest is of what the disk holds. It followed the writes, so little is left to read."""
+        """Sync, and read back all of it: the digests are of what the disk holds. They followed the writes, so little is left."""
         ...
 
     async def commit(self) -> Placement:
@@ -91,13 +110,16 @@ class Volume(Protocol):
 class VolumeRequest:
     """A partial volume to open: ``key`` tells apart contents that want the same name; ``size`` None where unknown.
 
-    ``copy_of`` is a finished volume of the pool with the same content: a fresh partial volume is filled from it.
+    ``algorithms`` are the digests to take, the one to know it by first. ``is_rewritten`` tells that written bytes may turn out
+    wrong and be written again: then only those of a checkpoint are final. ``copy_of`` is a finished volume of the pool with the
+    same content: a fresh partial volume is filled from it.
     """
 
     name: str
     key: str
     size: int | None
-    algorithm: Algorithm
+    algorithms: Sequence[Algorithm]
+    is_rewritten: bool = False
     resumes: Callable[[Checkpoint], bool] = field(default=lambda _: False)
     copy_of: Placement | None = None
 

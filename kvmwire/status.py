@@ -183,6 +183,9 @@ class Progress(StatusModel):
     bytes_per_second: Bytes
     eta_seconds: float | None = None
     resumed_from: Bytes = 0
+    refetched: Bytes = Field(default=0, description="bytes that came more than once")
+    connections: int = Field(default=0, ge=0, description="most connections at once")
+    retries: int = Field(default=0, ge=0, description="requests that failed")
     sources: tuple[SourceProgress, ...] = ()
 
 

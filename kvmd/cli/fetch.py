@@ -29,7 +29,7 @@ from kvmd.core.session import Cancelled, Failed, Ready, State, Waiting
 from kvmd.engine.report import replica_state
 from kvmd.engine.runner import Listener
 from kvmd.errors import KvmdError, PoolMissingError
-from kvmd.fetch.connections import TlsFiles
+from kvmd.plugin import TlsFiles
 from kvmwire.codes import CODES, Exit, FailureCode
 from kvmwire.status import Failure
 from kvmwire.status import Progress as ProgressStatus

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kvmd.errors import ConfigError
-from kvmd.fetch.connections import TlsFiles
+from kvmd.plugin import TlsFiles
 
 
 def human_size(size: int | None) -> str:

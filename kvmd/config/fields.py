@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from kvmwire.codes import WireError
 from kvmwire.names import is_name
+from kvmwire.source import SourceUrl
 from kvmwire.topics import Topics
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -30,6 +31,7 @@ _MAX_SIZE = (1 << 63) - 1
 _DEFAULT_MQTT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _BROKER_URL = re.compile(r"(mqtts?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?/?")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+_PROXY = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?/?")
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
@@ -132,6 +134,22 @@ def _protocol(text: str) -> str:
     return text
 
 
+def _origin(text: str) -> str:
+    try:
+        url = SourceUrl.parse(text)
+    except WireError as exc:
+        raise ValueError(f"expected an origin such as 'https://cloud.example': {exc.message}") from exc
+    if url.path not in {"", "/"} or "?" in text:
+        raise ValueError("expected an origin such as 'https://cloud.example', without a path")
+    return text
+
+
+def _proxy(text: str) -> str:
+    if not _PROXY.fullmatch(text):
+        raise ValueError("expected a proxy such as 'http://proxy:3128'")
+    return text
+
+
 def _network(value: Any) -> Network:
     if isinstance(value, Network):
         return value
@@ -157,4 +175,6 @@ BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 Listen = Annotated[str, AfterValidator(_listen)]
 TopicPrefix = Annotated[str, AfterValidator(_prefix)]
 Protocol = Annotated[str, AfterValidator(_protocol)]
+OriginSetting = Annotated[str, AfterValidator(_origin)]
+ProxyUrl = Annotated[str, AfterValidator(_proxy)]
 NetworkSetting = Annotated[Network, PlainValidator(_network, json_schema_input_type=str)]

@@ -20,7 +20,9 @@ from kvmd.config.fields import (
     Network,
     NetworkSetting,
     OptionalPath,
+    OriginSetting,
     Protocol,
+    ProxyUrl,
     Seconds,
     SettingName,
     Size,
@@ -142,6 +144,10 @@ class TransferSettings(Section):
         default=30.0, description="seconds without progress after which a source counts as stalled"
     )
     connect_timeout_s: Seconds = Field(default=10.0, description="seconds for connecting, TLS included")
+    proxies: dict[OriginSetting, ProxyUrl] = Field(
+        default_factory=dict,
+        description="HTTP proxies, by the origins they are for: 'https://cloud.example' = 'http://proxy:3128'; no others are used",
+    )
 
 
 class PolicySettings(Section):
@@ -160,7 +166,12 @@ class PolicySettings(Section):
     )
     max_size: Size = Field(default=0, description="largest file in bytes; 0: no limit")
     max_virtual_size: Size = Field(default=0, description="largest virtual size in bytes; 0: no limit")
-    allowed_protocols: tuple[Protocol, ...] = Field(default=("http", "https"), description="protocols of sources")
+    allowed_protocols: tuple[Protocol, ...] = Field(
+        default=("http", "https"), description="protocols of sources, such as http, https, nfs, file, or a plug-in's"
+    )
+    allowed_folders: tuple[AbsolutePath, ...] = Field(
+        default=(), description="folders that file URLs may lead into; the protocol file must be allowed, too"
+    )
 
     @model_validator(mode="after")
     def _refuse_signatures(self) -> Self:
@@ -219,6 +230,10 @@ class Settings(Section):
     )
     transfer: TransferSettings = TransferSettings()
     policy: PolicySettings = PolicySettings()
+    protocols: dict[Protocol, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="options of plug-ins, a table [protocols.SCHEME] each, as their documentation says",
+    )
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
 

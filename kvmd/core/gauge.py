@@ -30,10 +30,26 @@ class Gauge:
         return replace(self, at=now, seen=total, rate_bps=rate)
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What an attempt cost: bytes it went on from, bytes that came twice, most connections at once, requests that failed."""
+
+    resumed_from: int = 0
+    refetched: int = 0
+    connections: int = 0
+    retries: int = 0
+
+
 def describe(
-    mirrors: Sequence[Mirror], urls: Sequence[str], gauges: Sequence[Gauge], *, size: int | None, done: int, start: int
+    mirrors: Sequence[Mirror],
+    urls: Sequence[str],
+    gauges: Sequence[Gauge],
+    *,
+    size: int | None,
+    done: int,
+    figures: Figures,
 ) -> Progress:
-    """Build the announced figures; ``urls`` are redacted, ``start`` is where this attempt went on from."""
+    """Build what is announced; ``urls`` are redacted, ``done`` bytes are stored."""
     rate = sum(gauge.rate_bps for gauge in gauges)
     left = None if size is None else size - done
     return Progress(
@@ -41,7 +57,10 @@ def describe(
         done=done,
         bytes_per_second=int(rate),
         eta_seconds=round(left / rate, 1) if left is not None and rate > 0 else None,
-        resumed_from=start,
+        resumed_from=figures.resumed_from,
+        refetched=figures.refetched,
+        connections=figures.connections,
+        retries=figures.retries,
         sources=tuple(
             SourceProgress(
                 url=url,

@@ -22,6 +22,7 @@ class Mirror:
     """One source during one attempt. Times are monotonic seconds, the rate is bytes a second of one connection.
 
     ``entity`` is what it said it serves, None until it was asked; ``limit`` is how many connections it may have at once.
+    ``round_trip_s`` is the shortest time from a request to its answer, 0 until one came.
     """
 
     order: int
@@ -32,8 +33,10 @@ class Mirror:
     not_before: float = 0.0
     bytes: int = 0
     rate_bps: float = 0.0
+    round_trip_s: float = 0.0
     last_failure: Failure | None = None
     is_banned: bool = False
+    has_lied: bool = False
 
     def can_start(self, now: float) -> bool:
         """Whether it may get one more request now."""
@@ -47,14 +50,28 @@ class Mirror:
         """Note that one of its requests is over, however it went."""
         return replace(self, active=self.active - 1)
 
+    def gave(self, length: int) -> Mirror:
+        """Note bytes from it."""
+        return replace(self, bytes=self.bytes + length)
+
     def received(self, length: int) -> Mirror:
         """Note bytes from it: whatever went wrong before is forgiven."""
         return replace(self, bytes=self.bytes + length, failures=0)
+
+    def lied(self, failure: Failure, *, is_last: bool) -> Mirror:
+        """Note that it gave wrong bytes: it is banned, unless it is the last one and did so for the first time."""
+        if is_last and not self.has_lied:
+            return replace(self, has_lied=True, last_failure=failure)
+        return self.banned(failure)
 
     def measured(self, rate_bps: float) -> Mirror:
         """Note the rate of a finished segment."""
         rate = rate_bps if not self.rate_bps else self.rate_bps + _RATE_WEIGHT * (rate_bps - self.rate_bps)
         return replace(self, rate_bps=rate)
+
+    def answered(self, seconds: float) -> Mirror:
+        """Note how long a request waited for its answer."""
+        return replace(self, round_trip_s=min(seconds, self.round_trip_s or seconds))
 
     def banned(self, failure: Failure) -> Mirror:
         """Never ask it again in this attempt."""

@@ -33,7 +33,8 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A whole file that was read from the disk: what identifies it and what it has, and its first bytes."""
+    """A whole file that was read from the disk: what identifies it and what it has, its first bytes, and its other digests."""
 
     placement: Placement
     head: bytes
+    digests: tuple[Digest, ...] = ()

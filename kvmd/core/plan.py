@@ -9,10 +9,16 @@ from kvmd.core.ranges import ByteRange, RangeSet
 
 MIB = 1024 * 1024
 MIN_SEGMENT = 1 * MIB
-MAX_SEGMENT = 16 * MIB
+MAX_SEGMENT = 32 * MIB
 FIRST_SEGMENT = 4 * MIB
-SEGMENT_SECONDS = 0.5
-"""A segment takes about so long: long enough to hide the round trip, short enough to keep the frontier moving."""
+SEGMENT_SECONDS = 0.1
+"""A segment takes about so long: short enough to keep the frontier moving, so that the hash has something to do."""
+ROUND_TRIPS = 16
+"""A segment takes as long as so many round trips: what is lost between two of them is a sixteenth."""
+BUFFERS = 8 * MIB
+MAX_BLOCK, MIN_BLOCK = 1 * MIB, 128 * 1024
+MIN_SHAPED_BLOCK = 16 * 1024
+SHAPED_BLOCK_S = 0.05
 _TAKEOVER_GAIN_S = 1.0
 """A second request for running bytes must promise to be so much earlier."""
 
@@ -60,18 +66,34 @@ class Plan:
         """Note that a request is over; what it has not stored is missing again."""
         return replace(self, segments=tuple(s for s in self.segments if s.id != segment_id))
 
-    def is_needless(self, segment_id: int) -> bool:
-        """Whether somebody else has stored the rest of this segment."""
-        segment = next((s for s in self.segments if s.id == segment_id), None)
-        if segment is None or segment.rest is None:
-            return True
-        return self.stored.add(segment.rest).length == self.stored.length
+    def lose(self, wrong: ByteRange) -> Plan:
+        """Note that stored bytes turned out wrong: they are missing again."""
+        return replace(self, stored=self.stored.without(wrong))
 
-    def next_range(self, length: int) -> ByteRange | None:
-        """Give the first missing bytes that nobody fetches, at most ``length``; None where there are none."""
+    def needless(self, written: ByteRange) -> list[Segment]:
+        """Give the segments whose rest is stored already, ``written`` having been the last of it, or of what was before it."""
+        return [
+            segment
+            for segment in self.segments
+            if (rest := segment.rest) is not None
+            and rest.start <= written.end
+            and written.start < rest.end
+            and self.stored.covers(rest)
+        ]
+
+    def next_range(self, length: int, *, step: int = 1) -> ByteRange | None:
+        """Give the first missing bytes that nobody fetches, about ``length`` of them; None where there are none.
+
+        They end at a multiple of ``step``, so that one source gives whole pieces.
+        """
         under_way = RangeSet.of(s.rest for s in self.segments if s.rest is not None)
         gap = next(iter(self.stored.union(under_way).missing(self.size)), None)
-        return None if gap is None else ByteRange(gap.start, min(gap.end, gap.start + length))
+        if gap is None:
+            return None
+        end = max(gap.start + length, gap.start + 1) // step * step
+        if end <= gap.start:
+            end = (gap.start // step + 1) * step
+        return ByteRange(gap.start, min(gap.end, end))
 
     def takeover(self, mirror: int, rates_bps: Mapping[int, float]) -> ByteRange | None:
         """Give bytes under way from a slow source that this mirror would deliver clearly earlier; None where there are none.
@@ -109,8 +131,23 @@ class Plan:
         )
 
 
-def segment_length(rate_bps: float) -> int:
-    """Give the length of the next request to a source with this rate a connection, 0 where it is not known yet."""
+def segment_length(rate_bps: float, round_trip_s: float) -> int:
+    """Give the length of the next request to a source: ``rate_bps`` is that of a connection, 0 where it is not known yet.
+
+    Between two requests of a connection a round trip goes by without a byte, so a long one wants long segments.
+    """
     if rate_bps <= 0:
         return FIRST_SEGMENT
-    return max(MIN_SEGMENT, min(MAX_SEGMENT, int(rate_bps * SEGMENT_SECONDS) // MIB * MIB))
+    seconds = max(SEGMENT_SECONDS, ROUND_TRIPS * round_trip_s)
+    return max(MIN_SEGMENT, min(MAX_SEGMENT, int(rate_bps * seconds) // MIB * MIB))
+
+
+def block_size(connections: int, rate_limit_bps: int) -> int:
+    """Give how many bytes of a stream are written at once: all connections together hold ``BUFFERS`` at most.
+
+    Under a rate limit (0: none) the blocks are small enough to come evenly.
+    """
+    size = max(MIN_BLOCK, min(MAX_BLOCK, BUFFERS // connections))
+    if rate_limit_bps:
+        size = max(MIN_SHAPED_BLOCK, min(size, int(rate_limit_bps * SHAPED_BLOCK_S)))
+    return size

@@ -66,6 +66,38 @@ class RangeSet:
             new = ByteRange(min(new.start, self.ranges[low].start), max(new.end, self.ranges[high - 1].end))
         return RangeSet((*self.ranges[:low], new, *self.ranges[high:]))
 
+    def without(self, gone: ByteRange) -> RangeSet:
+        """Give the set without these bytes."""
+        kept: list[ByteRange] = []
+        for one in self.ranges:
+            if one.end <= gone.start or one.start >= gone.end:
+                kept.append(one)
+                continue
+            if one.start < gone.start:
+                kept.append(ByteRange(one.start, gone.start))
+            if one.end > gone.end:
+                kept.append(ByteRange(gone.end, one.end))
+        return RangeSet(tuple(kept))
+
+    def covers(self, wanted: ByteRange) -> bool:
+        """Whether every one of these bytes is in the set."""
+        index = bisect_left(self.ranges, wanted.end, key=lambda one: one.end)
+        return index < len(self.ranges) and self.ranges[index].start <= wanted.start
+
+    def missing_in(self, wanted: ByteRange) -> list[ByteRange]:
+        """Give those of these bytes that are not in the set."""
+        gaps: list[ByteRange] = []
+        position = wanted.start
+        for one in self.ranges[bisect_left(self.ranges, wanted.start + 1, key=lambda one: one.end) :]:
+            if one.start >= wanted.end:
+                break
+            if position < one.start:
+                gaps.append(ByteRange(position, one.start))
+            position = one.end
+        if position < wanted.end:
+            gaps.append(ByteRange(position, wanted.end))
+        return gaps
+
     def union(self, other: RangeSet) -> RangeSet:
         """Give the bytes that are in either set."""
         return RangeSet.of((*self.ranges, *other.ranges))

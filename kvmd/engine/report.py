@@ -33,7 +33,7 @@ def source_probe(finding: Finding) -> SourceProbe:
     status = head.status if head else error.status if isinstance(error, SourceError) else None
     return SourceProbe(
         url=str(finding.url),
-        reachable=status is not None,
+        reachable=head is not None or status is not None,
         status=status,
         tls=head.tls if head else None,
         size=entity.size if entity else None,

@@ -349,7 +349,7 @@ class Session:
                 name=job.terms.volume,
                 key=job.key,
                 size=entity.size,
-                algorithm=job.algorithm,
+                algorithms=(job.algorithm,),
                 resumes=can_resume,
                 copy_of=copy_of,
             )

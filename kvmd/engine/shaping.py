@@ -15,6 +15,11 @@ class Shaper:
         self._bucket = Bucket(rate_bps)
         self._clock = clock
 
+    @property
+    def rate_bps(self) -> int:
+        """Bytes a second, 0: no limit."""
+        return self._bucket.rate_bps
+
     async def spend(self, length: int) -> None:
         """Pay for bytes that arrived; returns when more may be read."""
         self._bucket, pause_s = self._bucket.take(length, self._clock.monotonic())

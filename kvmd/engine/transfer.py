@@ -7,18 +7,19 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.entity import Entity
-from kvmd.core.gauge import Gauge, describe
+from kvmd.core.manifest import Pieces
 from kvmd.core.mirrors import Mirror, is_exhausted, next_start, pick, serves_same, verdict
-from kvmd.core.plan import MIB, Plan, Segment, segment_length
-from kvmd.core.ranges import ByteRange, RangeSet
-from kvmd.core.watch import SpeedWatch
-from kvmd.engine.block import Block
+from kvmd.core.plan import MIB, Plan, Segment, block_size, segment_length
+from kvmd.core.ranges import ByteRange
 from kvmd.engine.job import Limits
+from kvmd.engine.landing import Landing
+from kvmd.engine.meter import Meter
 from kvmd.engine.probing import Wish, judge_head
 from kvmd.engine.shaping import Shaper
+from kvmd.engine.stopwatch import Stopwatch
 from kvmd.errors import (
+    ChecksumMismatchError,
     ContentError,
     EntityChangedError,
     KvmdError,
@@ -37,15 +38,10 @@ from kvmwire.status import Progress
 
 log = get_logger(__name__)
 
-WINDOW = 32 * MIB
-WINDOW_S = 2.0
-"""A checkpoint is made after so many bytes, or so long after the last: what a crash costs at most."""
 _JUDGED_AFTER_S = 1.0
 """A request is this old before its own speed counts against its source."""
 _HOPED_BPS = 1.0 * MIB
 """An idle source that was never measured is tried for the bytes of one that is slower than this."""
-_FINAL_SAVE_S = 5.0
-_PROGRESS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +52,7 @@ class Target:
     volume: Volume
     wish: Wish
     has_checksum: bool
+    pieces: Pieces | None = None
 
 
 class Transfer:
@@ -81,16 +78,14 @@ class Transfer:
         self._limits = limits
         self._shapers = shapers
         self._clock = clock
-        self._on_progress = on_progress
-        checkpoint = target.volume.checkpoint
-        self._plan = Plan(target.entity.size or 0, checkpoint.stored if checkpoint else RangeSet())
-        self._start = self._plan.stored.length
-        self._saved = self._start
-        self._received = 0
+        self._landing = Landing(
+            target.volume, target.entity, has_checksum=target.has_checksum, pieces=target.pieces, clock=clock
+        )
+        self._plan = Plan(target.entity.size or 0, self._landing.stored)
+        self._meter = Meter(sources, target.entity.size, self._plan.stored.length, clock=clock, tell=on_progress)
+        self._block = block_size(limits.connections, min((s.rate_bps for s in shapers if s.rate_bps), default=0))
         self._changed = asyncio.Event()
-        self._claimed = self._plan.stored
         self._running: dict[int, tuple[asyncio.Timeout, float]] = {}
-        self._gauges: list[Gauge] = [Gauge(clock.monotonic()) for _ in mirrors]
 
     @property
     def mirrors(self) -> Sequence[Mirror]:
@@ -100,15 +95,15 @@ class Transfer:
     @property
     def has_progressed(self) -> bool:
         """Whether this attempt gained a byte."""
-        return self._received > 0
+        return self._meter.received > 0
 
     async def run(self) -> int:
         """Fetch by ranges until every byte is stored, and give the size. Raises TransferError or StoreError."""
         try:
             await self._with_helpers(self._work_all())
         finally:
-            await self._save_finally()
-        if not self._plan.is_done:
+            await self._landing.save_finally()
+        if not self._is_done:
             raise TransferError(verdict(self._mirrors))
         return self._plan.size
 
@@ -127,13 +122,13 @@ class Transfer:
             self._mirrors[index] = before  # the bytes that came are lost, so they forgive nothing
             self._blame(index, exc)
             raise
-        return self._plan.stored.frontier
+        return self._landing.stored.frontier
 
     async def _with_helpers(self, work: Coroutine[None, None, None]) -> None:
         """Await the work while checkpoints are made and progress is told."""
         try:
             async with asyncio.TaskGroup() as group:
-                helpers = [group.create_task(self._save_regularly()), group.create_task(self._tell_regularly())]
+                helpers = [group.create_task(self._landing.save_regularly()), group.create_task(self._tell_regularly())]
                 await work
                 for helper in helpers:
                     helper.cancel()
@@ -149,7 +144,7 @@ class Transfer:
 
     async def _work(self) -> None:
         """Be one connection: take the next segment until there is nothing left to take."""
-        while not self._plan.is_done and not is_exhausted(self._mirrors):
+        while not self._is_done and not is_exhausted(self._mirrors):
             now = self._clock.monotonic()
             chosen = self._choose(now)
             if chosen is None:
@@ -157,11 +152,17 @@ class Transfer:
                 continue
             await self._fetch(*chosen)
 
+    @property
+    def _is_done(self) -> bool:
+        return self._plan.is_done and self._landing.stored.length == self._plan.size
+
     def _choose(self, now: float) -> tuple[int, ByteRange] | None:
         index = pick(self._mirrors, now)
         if index is None:
             return None
-        fresh = self._plan.next_range(segment_length(self._mirrors[index].rate_bps))
+        mirror = self._mirrors[index]
+        length = segment_length(mirror.rate_bps, mirror.round_trip_s)
+        fresh = self._plan.next_range(length, step=self._landing.piece_length)
         return self._choose_takeover(now) if fresh is None else (index, fresh)
 
     def _choose_takeover(self, now: float) -> tuple[int, ByteRange] | None:
@@ -188,14 +189,16 @@ class Transfer:
         """Fetch one segment from one mirror; a failure is the mirror's, and the bytes are missing again."""
         self._mirrors[index] = self._mirrors[index].started()
         self._plan, segment = self._plan.start(index, wanted)
-        scope = asyncio.timeout(None)
-        self._running[segment.id] = (scope, self._clock.monotonic())
+        self._meter.connections(len(self._plan.segments))
+        scope, asked = asyncio.timeout(None), self._clock.monotonic()
+        self._running[segment.id] = (scope, asked)
         failed: KvmdError | None = None
         try:
             async with scope:
                 entity = await self._entity_of(index)
-                async with self._sources[index].read(wanted, entity) as chunks:
-                    await self._receive(index, segment, chunks)
+                async with self._sources[index].read(wanted, entity, block=self._block) as blocks:
+                    self._mirrors[index] = self._mirrors[index].answered(self._clock.monotonic() - asked)
+                    await self._receive(index, segment, blocks)
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -224,107 +227,98 @@ class Transfer:
         self._mirrors[index] = replace(self._mirrors[index], entity=head.entity)
         return head.entity
 
-    async def _receive(self, index: int, segment: Segment, chunks: AsyncIterator[bytes]) -> None:
-        """Store a stream block by block, also what came before it broke."""
-        started, now = segment.range.start, self._clock.monotonic
-        began, block, is_alive = now(), Block(started, now()), True
+    async def _receive(self, index: int, segment: Segment, blocks: AsyncIterator[bytes | memoryview]) -> None:
+        """Store a stream block by block, cut a trickle, and keep the rate limits."""
+        position, is_alive = segment.range.start, True
+        began, stopwatch = self._clock.monotonic(), self._stopwatch(index)
         try:
-            async for chunk in self._watched(index, chunks):
-                block.add(chunk)
-                if block.is_full(now()):
-                    await self._store(index, segment, block)
-                    block = block.next(now())
-            await self._store(index, segment, block)
-        except SourceError as exc:
-            is_alive = not isinstance(exc, SourceStalledError)
-            await self._store(index, segment, block)
+            async for block in blocks:
+                stopwatch.heard(len(block))
+                await self._store(index, segment, ByteRange(position, position + len(block)), block)
+                position += len(block)
+                await self._shape(len(block))
+                stopwatch.restart()
+        except SourceStalledError:
+            is_alive = False
             raise
         finally:
-            self._measure(index, block.end - started, now() - began, is_alive=is_alive)
+            elapsed_s = self._clock.monotonic() - began
+            self._measure(index, position - segment.range.start, elapsed_s, is_alive=is_alive)
 
     def _measure(self, index: int, length: int, seconds: float, *, is_alive: bool) -> None:
         """Note how fast a stream was. Bytes forgive earlier failures, but those of a trickle do not: it would go on for ever."""
         mirror = self._mirrors[index].measured(max(1.0, length / max(1e-6, seconds)))
         self._mirrors[index] = mirror.received(0) if is_alive and length else mirror
 
-    async def _watched(self, index: int, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Pass the chunks on, cut a trickle, and keep the rate limits."""
-        watch, source, stall_timeout_s = SpeedWatch(), self._sources[index], self._limits.stall_timeout_s
-        asked = self._clock.monotonic()
-        async for chunk in chunks:
-            watch = watch.heard(len(chunk), self._clock.monotonic() - asked)
-            if watch.is_due(stall_timeout_s):
-                if watch.is_too_slow:
-                    raise SourceStalledError(f"source {source.url}: {watch}; the connection was cut.")
-                watch = SpeedWatch()
-            yield chunk
-            for shaper in self._shapers:
-                await shaper.spend(len(chunk))
-            asked = self._clock.monotonic()
-
-    async def _store(self, index: int, segment: Segment, block: Block) -> None:
-        """Write those of the block's bytes that no other stream has written or is writing.
-
-        No byte is written twice: the hash may have read it already, and another source's byte may be another one.
-        """
-        if not block.length:
-            return
-        fresh = [gap for gap in self._claimed.missing(block.end) if gap.end > block.position]
-        self._claimed = self._claimed.add(block.range)
-        for gap in fresh:
-            piece = ByteRange(max(gap.start, block.position), gap.end)
-            await self._target.volume.write(piece.start, block.cut(piece))
-            self._plan = self._plan.store(segment.id, piece)
-            self._received += piece.length
-        self._count(index, block)
-        self._cut_needless()
-        if self._plan.is_done:
+    async def _store(self, index: int, segment: Segment, came: ByteRange, block: bytes | memoryview) -> None:
+        landed = await self._landing.put(came, block, mirror=index)
+        self._mirrors[index] = self._mirrors[index].gave(came.length)
+        self._meter.came(came.length, fresh=sum(part.length for part in landed.fresh))
+        for part in landed.fresh:
+            self._plan = self._plan.store(segment.id, part)
+        for piece in landed.wrong:
+            self._plan = self._plan.lose(piece)
+        for liar in landed.liars:
+            self._condemn(liar, landed.wrong)
+        self._cut_needless(came)
+        if self._is_done or landed.wrong:
             self._notify()
 
-    def _cut_needless(self) -> None:
+    def _condemn(self, index: int, wrong: Sequence[ByteRange]) -> None:
+        """Ban a source that gave a wrong piece; the last one that is left gets a second chance."""
+        url = self._sources[index].url
+        where = ", ".join(f"bytes {piece.start} to {piece.end}" for piece in wrong) or "a piece"
+        error = ChecksumMismatchError(f"source {url}: {where} did not have the digest of the piece; fetched anew.")
+        is_last = all(mirror.is_banned for other, mirror in enumerate(self._mirrors) if other != index)
+        self._mirrors[index] = self._mirrors[index].lied(error.failure, is_last=is_last)
+        log.warning("source gave a wrong piece", source=url, message=error.message)
+
+    def _cut_needless(self, written: ByteRange) -> None:
         """End the streams whose missing bytes have all come from elsewhere: a slow one must not keep the rest waiting."""
         now = asyncio.get_running_loop().time()
-        for segment in self._plan.segments:
-            if segment.rest is not None and self._plan.is_needless(segment.id):
-                self._running[segment.id][0].reschedule(now)
+        for segment in self._plan.needless(written):
+            self._running[segment.id][0].reschedule(now)
 
     async def _stream_whole(self, index: int) -> None:
-        now = self._clock.monotonic
         self._mirrors[index] = self._mirrors[index].started()
-        async with self._sources[index].read(None, await self._entity_of(index)) as chunks:
-            block = Block(0, now())
-            async for chunk in self._watched(index, chunks):
-                block.add(chunk)
-                if block.is_full(now()):
-                    await self._store_whole(index, block)
-                    block = block.next(now())
-            await self._store_whole(index, block)
-        got, promised = self._plan.stored.frontier, self._target.wish.size
-        if promised is not None and got != promised:
-            url = self._sources[index].url
-            raise ProtocolError(f"source {url}: the event promises {promised} bytes, the source sent {got}; refused.")
-
-    async def _store_whole(self, index: int, block: Block) -> None:
-        if not block.length:
-            return
-        if self._limits.max_size and block.end > self._limits.max_size:
-            raise TooLargeError(
-                f"source {self._sources[index].url}: more than the {self._limits.max_size} bytes that policy.max_size allows; refused."
-            )
+        entity, position, stopwatch = await self._entity_of(index), 0, self._stopwatch(index)
+        self._meter.connections(1)
+        async with self._sources[index].read(None, entity, block=self._block) as blocks:
+            async for block in blocks:
+                stopwatch.heard(len(block))
+                came = ByteRange(position, position + len(block))
+                self._check_growth(index, came.end)
+                await self._landing.put(came, block, mirror=index)
+                self._mirrors[index] = self._mirrors[index].gave(came.length)
+                self._meter.came(came.length, fresh=came.length)
+                position = came.end
+                await self._shape(came.length)
+                stopwatch.restart()
         promised = self._target.wish.size
-        if promised is not None and block.end > promised:
+        if promised is not None and position != promised:
+            url = self._sources[index].url
+            raise ProtocolError(
+                f"source {url}: the event promises {promised} bytes, the source sent {position}; refused."
+            )
+
+    def _check_growth(self, index: int, end: int) -> None:
+        url, promised = self._sources[index].url, self._target.wish.size
+        if self._limits.max_size and end > self._limits.max_size:
             raise TooLargeError(
-                f"source {self._sources[index].url}: more than the {promised} bytes that the event promises; refused.",
+                f"source {url}: more than the {self._limits.max_size} bytes that policy.max_size allows; refused."
+            )
+        if promised is not None and end > promised:
+            raise TooLargeError(
+                f"source {url}: more than the {promised} bytes that the event promises; refused.",
                 hint="Correct the event's size, or the URL.",
             )
-        await self._target.volume.write(block.position, block.chunks)
-        self._plan = replace(self._plan, stored=self._plan.stored.add(block.range))
-        self._count(index, block)
-        self._received += block.length
 
-    def _count(self, index: int, block: Block) -> None:
-        mirror = self._mirrors[index]
-        self._mirrors[index] = replace(mirror, bytes=mirror.bytes + block.length)
+    def _stopwatch(self, index: int) -> Stopwatch:
+        return Stopwatch(str(self._sources[index].url), self._limits.stall_timeout_s, self._clock)
+
+    async def _shape(self, length: int) -> None:
+        for shaper in self._shapers:
+            await shaper.spend(length)
 
     def _blame(self, index: int, error: KvmdError) -> None:
         mirror = self._mirrors[index]
@@ -338,6 +332,7 @@ class Transfer:
             is_throttle=isinstance(error, SourceError) and error.is_throttle,
         )
         self._mirrors[index] = after
+        self._meter.retried()
         log.info(
             "source banned" if after.is_banned else "source paused",
             source=self._sources[index].url,
@@ -358,41 +353,13 @@ class Transfer:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _save_regularly(self) -> None:
-        """Make a checkpoint when enough was stored or enough time went by; the streams go on meanwhile."""
-        last = self._clock.monotonic()
-        while True:
-            await asyncio.sleep(0.1)
-            unsaved = self._plan.stored.length - self._saved
-            elapsed_s = self._clock.monotonic() - last
-            if unsaved >= WINDOW or (unsaved > 0 and elapsed_s >= WINDOW_S):
-                await self._save()
-                last = self._clock.monotonic()
-
-    async def _save(self) -> None:
-        stored = self._plan.stored
-        await self._target.volume.save(Checkpoint(self._target.entity, self._target.has_checksum, stored))
-        self._saved = stored.length
-
-    async def _save_finally(self) -> None:
-        """Keep what is stored, however it ended; a poisoned volume has nothing worth keeping."""
-        if self._plan.stored.length == self._saved:
-            return
-        with suppress(KvmdError, TimeoutError):
-            async with asyncio.timeout(_FINAL_SAVE_S):
-                await asyncio.shield(self._save())
-
     async def _tell_regularly(self) -> None:
         while True:
-            await asyncio.sleep(_PROGRESS_S)
+            await asyncio.sleep(1.0)
             self._tell()
 
     def _tell(self) -> None:
-        now = self._clock.monotonic()
-        self._gauges = [gauge.look(now, m.bytes) for gauge, m in zip(self._gauges, self._mirrors, strict=True)]
-        urls = [str(source.url) for source in self._sources]
-        entity, done = self._target.entity, self._plan.stored.length
-        self._on_progress(describe(self._mirrors, urls, self._gauges, size=entity.size, done=done, start=self._start))
+        self._meter.tell(self._mirrors, done=self._landing.stored.length)
 
 
 def _hoped_rate(mirror: Mirror) -> float:

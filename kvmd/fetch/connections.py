@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
 from kvmd.core.addresses import AddressPolicy
+from kvmd.plugin import Environment, TlsFiles
 from kvmwire import __version__
 from kvmwire.source import Origin
 
@@ -27,39 +27,12 @@ class ForbiddenAddressError(OSError):
         self.address = address
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """Files for one origin: a CA to trust instead of the system's, and a client certificate. Empty: none."""
-
-    ca: str = ""
-    cert: str = ""
-    key: str = ""
-
-    def context(self) -> ssl.SSLContext:
-        """Build the context. Raises OSError or ssl.SSLError where a file cannot be used."""
-        context = ssl.create_default_context(cafile=self.ca or None)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if self.cert:
-            context.load_cert_chain(self.cert, self.key or None)
-        return context
-
-
-@dataclass(frozen=True, slots=True)
-class HttpSettings:
-    """How connections are made. ``tls`` holds the files of single origins, given only to these origins."""
-
-    addresses: AddressPolicy
-    allow_http: bool = True
-    connect_timeout_s: float = 10.0
-    stall_timeout_s: float = 30.0
-    tls: Mapping[Origin, TlsFiles] = field(default_factory=dict[Origin, TlsFiles])
-
-
 class Connections:
-    """Keep-alive connections of one address policy. Close it when nothing uses it any more."""
+    """Keep-alive connections to the addresses of one policy. Close it when nothing uses it any more."""
 
-    def __init__(self, settings: HttpSettings) -> None:
-        self.settings = settings
+    def __init__(self, environment: Environment, addresses: AddressPolicy) -> None:
+        self._environment = environment
+        self._addresses = addresses
         self._session: aiohttp.ClientSession | None = None
         self._contexts: dict[TlsFiles, ssl.SSLContext] = {}
 
@@ -67,12 +40,13 @@ class Connections:
         """Send one GET, byte for byte to this URL, without following redirects. Raises what aiohttp raises."""
         from yarl import URL  # noqa: PLC0415 - the name would hide our own notion of a URL in this module
 
-        tls = self.settings.tls.get(origin, TlsFiles())
+        tls = self._environment.tls.get(origin, TlsFiles())
         return await self._opened().get(
             URL(url, encoded=True),
             headers={"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": _USER_AGENT, **headers},
             allow_redirects=False,
             ssl=self._context(tls) if origin.scheme == "https" else True,
+            proxy=self._environment.proxies.get(origin),
         )
 
     async def close(self) -> None:
@@ -90,12 +64,12 @@ class Connections:
                 trust_env=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 read_bufsize=READ_BUFFER,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.settings.connect_timeout_s),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._environment.connect_timeout_s),
             )
         return self._session
 
     def _socket_factory(self) -> Callable[[Any], socket.socket]:
-        policy = self.settings.addresses
+        policy = self._addresses
 
         def make(info: Any) -> socket.socket:
             family, kind, protocol, _, address = info

@@ -15,6 +15,7 @@ from urllib.parse import urljoin
 
 import aiohttp
 
+from kvmd.core.addresses import AddressPolicy
 from kvmd.core.entity import Entity
 from kvmd.core.ranges import ByteRange
 from kvmd.core.watch import SpeedWatch
@@ -45,36 +46,50 @@ from kvmd.fetch.answers import (
     entity_of,
     wants_client_certificate,
 )
+from kvmd.fetch.body import Body
 from kvmd.fetch.connections import Connections, ForbiddenAddressError
+from kvmd.fetch.gathering import gathered
+from kvmd.plugin import Environment
 from kvmd.ports import Head
 from kvmwire.codes import WireError
 from kvmwire.headers import check_header_name, check_header_value
-from kvmwire.source import SourceUrl
+from kvmwire.source import Origin, SourceUrl
 
 MAX_REDIRECTS = 5
 HEAD = ByteRange(0, 64 * 1024)
 """The first range: enough to know the format of an image, ISO's descriptors at 32 KiB included."""
 _ERROR_BODY, _ERROR_BODY_S = 4096, 5.0
+_SCHEMES = frozenset({"http", "https"})
+_EVERYWHERE = AddressPolicy((), ())
+
+
+def sources(environment: Environment) -> HttpSources:
+    """Make HTTP and HTTPS sources: the entry point of both schemes."""
+    return HttpSources(environment)
 
 
 class HttpSources:
-    """Makes HTTP sources. ``typed`` serves URLs that a person typed, ``connections`` wherever redirects lead from there."""
+    """Implements the port ``Sources``. Any address is dialled for origins that a person typed, and for the proxies of origins."""
 
-    schemes = ("http", "https")
-
-    def __init__(self, connections: Connections, *, typed: Connections | None = None) -> None:
-        self._connections = connections
-        self._typed = typed or connections
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self._connections = Connections(environment, environment.addresses)
+        self._typed = Connections(environment, _EVERYWHERE)
 
     def open(self, url: SourceUrl, headers: Mapping[str, str]) -> HttpSource:
-        """Give the source of a URL; the headers go to its own origin only."""
-        if url.origin.scheme == "http" and not self._connections.settings.allow_http:
+        """See the port; the headers go to the URL's own origin only."""
+        if url.origin.scheme == "http" and not self.environment.allow_http:
             raise UrlForbiddenError(f"source {url}: plain http is not allowed on this host (policy.allow_http).")
         try:
             checked = {check_header_name(name): check_header_value(value) for name, value in headers.items()}
         except WireError as exc:
             raise source_error(exc) from exc
-        return HttpSource(url, checked, first=self._typed, rest=self._connections)
+        return HttpSource(url, checked, self)
+
+    def connections_to(self, origin: Origin) -> Connections:
+        """Give the connections that may be used for URLs of this origin."""
+        environment = self.environment
+        return self._typed if origin in environment.typed or origin in environment.proxies else self._connections
 
     async def close(self) -> None:
         """Close every connection."""
@@ -85,11 +100,11 @@ class HttpSources:
 class HttpSource:
     """One URL. Where it redirects to is remembered until that place refuses."""
 
-    def __init__(self, url: SourceUrl, headers: Mapping[str, str], *, first: Connections, rest: Connections) -> None:
+    def __init__(self, url: SourceUrl, headers: Mapping[str, str], sources: HttpSources) -> None:
         self._url = url
         self._headers = headers
-        self._first = first
-        self._rest = rest
+        self._sources = sources
+        self._environment = sources.environment
         self._redirect: SourceUrl | None = None
 
     @property
@@ -117,7 +132,7 @@ class HttpSource:
         wanted = HEAD.end if entity.size is None else min(HEAD.end, entity.size)
         if answer.status == PARTIAL:
             check_range(answer, ByteRange(0, wanted), entity)
-        head, stall_timeout_s = bytearray(), self._first.settings.stall_timeout_s
+        head, stall_timeout_s = bytearray(), self._environment.stall_timeout_s
         watch, asked = SpeedWatch(), time.monotonic()
         async for chunk in _stream(response, self._url, stall_timeout_s):
             head += chunk
@@ -133,7 +148,9 @@ class HttpSource:
         return bytes(head[:wanted])
 
     @asynccontextmanager
-    async def read(self, wanted: ByteRange | None, entity: Entity) -> AsyncGenerator[AsyncIterator[bytes]]:
+    async def read(
+        self, wanted: ByteRange | None, entity: Entity, *, block: int
+    ) -> AsyncGenerator[AsyncIterator[bytes | memoryview]]:
         """Open one stream; see the port."""
         headers: dict[str, str] = {}
         if wanted is not None:
@@ -147,7 +164,16 @@ class HttpSource:
             elif not entity.is_same(entity_of(answer)):
                 raise EntityChangedError(f"source {self._url}: the file is not the one that was probed.")
             length = entity.size if wanted is None else wanted.length
-            yield _exactly(_stream(response, self._url, self._first.settings.stall_timeout_s), length, self._url)
+            yield self._blocks(response, answer, length, block)
+
+    def _blocks(
+        self, response: aiohttp.ClientResponse, answer: Answer, length: int | None, block: int
+    ) -> AsyncIterator[bytes | memoryview]:
+        stall_timeout_s = self._environment.stall_timeout_s
+        if length is not None and answer.headers.get("Content-Length") == str(length) and not answer.is_chunked:
+            body = Body(response, length, block=block, url=self._url, stall_timeout_s=stall_timeout_s)
+            return _translated_stream(body.blocks(), self._url)
+        return gathered(_exactly(_stream(response, self._url, stall_timeout_s), length, self._url), block)
 
     @asynccontextmanager
     async def _answered(self, headers: Mapping[str, str]) -> AsyncGenerator[tuple[aiohttp.ClientResponse, Answer]]:
@@ -187,22 +213,22 @@ class HttpSource:
             target = SourceUrl.parse(urljoin(url.raw, location))
         except (WireError, ValueError) as exc:
             raise RedirectForbiddenError(f"source {self._url}: the redirect's target cannot be used: {exc}") from exc
-        if target.origin.scheme not in HttpSources.schemes:
+        if target.origin.scheme not in _SCHEMES:
             raise RedirectForbiddenError(
                 f"source {self._url}: a redirect to {target} leaves http and https; not followed."
             )
         if url.origin.scheme == "https" and target.origin.scheme == "http":
             raise RedirectForbiddenError(f"source {self._url}: a redirect from https down to {target}; not followed.")
-        if target.origin.scheme == "http" and not self._rest.settings.allow_http:
+        if target.origin.scheme == "http" and not self._environment.allow_http:
             raise RedirectForbiddenError(f"source {self._url}: a redirect to plain http is not allowed on this host.")
         return target
 
     async def _get(self, url: SourceUrl, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, Answer]:
         is_own = url.origin == self._url.origin
-        connections = self._first if is_own else self._rest
+        connections = self._sources.connections_to(url.origin)
         with _translated(url):
             try:
-                async with asyncio.timeout(connections.settings.stall_timeout_s):
+                async with asyncio.timeout(self._environment.stall_timeout_s):
                     response = await connections.get(
                         url.raw, origin=url.origin, headers={**(self._headers if is_own else {}), **headers}
                     )
@@ -238,6 +264,14 @@ async def _stream(response: aiohttp.ClientResponse, url: SourceUrl, stall_timeou
             yield chunk
         elif not is_chunk_end:
             return
+
+
+async def _translated_stream(
+    blocks: AsyncIterator[bytes | memoryview], url: SourceUrl
+) -> AsyncIterator[bytes | memoryview]:
+    with _translated(url):
+        async for block in blocks:
+            yield block
 
 
 async def _exactly(chunks: AsyncIterator[bytes], length: int | None, url: SourceUrl) -> AsyncIterator[bytes]:

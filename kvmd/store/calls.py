@@ -43,6 +43,12 @@ def punch_hole(fd: int, offset: int, length: int) -> bool:
     return _call("fallocate", fd, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length))
 
 
+def filesystem_type(fd: int) -> int:
+    """Give the magic number of the filesystem that a file lies on (statfs(2)); 0 where that cannot be told."""
+    found = (ctypes.c_long * 32)()
+    return int(found[0]) & 0xFFFFFFFF if _call("fstatfs", fd, ctypes.byref(found)) else 0
+
+
 def _call(name: str, *arguments: object) -> bool:
     """Call a function of the C library; False where the kernel or the filesystem does not support it."""
     while getattr(_libc, name)(*arguments) != 0:

@@ -19,6 +19,7 @@ from kvmd.errors import ExistsError, KvmdError, NoSpaceError, PoolReadonlyError,
 from kvmd.ports import VolumeRequest
 from kvmd.store.calls import allocate, translated
 from kvmd.store.hashing import digest_file
+from kvmd.store.inline import Inline
 from kvmd.store.partial import HEAD_SIZE, PARTIAL, PartialFiles, PartialVolume, placement_of
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolState, PoolStatus
@@ -42,6 +43,7 @@ class DirectoryStore:
         self._is_sparse = is_sparse
         self._admission = asyncio.Lock()
         self._unreserved: dict[tuple[str, str], int] = {}
+        self._inlines: dict[int, Inline] = {}
 
     async def open(self, request: VolumeRequest) -> PartialVolume:
         """See the port. Opening is one at a time, so that two volumes never count on the same free space."""
@@ -120,10 +122,10 @@ class DirectoryStore:
                 files,
                 fd,
                 executor=self._executor,
-                pool_path=str(self._path),
-                algorithm=request.algorithm,
+                request=request,
                 checkpoint=checkpoint,
                 is_sparse=self._is_sparse,
+                inline=self._inline_on(files.staging),
                 on_close=lambda: self._release(request),
             )
         except BaseException:
@@ -132,6 +134,10 @@ class DirectoryStore:
             os.close(fd)
             files.close()
             raise
+
+    def _inline_on(self, folder: int) -> Inline:
+        """Give the experience with the filesystem that the folder lies on now."""
+        return self._inlines.setdefault(os.fstat(folder).st_dev, Inline(folder))
 
     def _sweep(self, files: PartialFiles) -> None:
         """Delete what was left behind long ago and nobody is working on."""
@@ -150,7 +156,7 @@ class DirectoryStore:
         except BaseException:
             os.close(pool)
             raise
-        return PartialFiles(pool=pool, staging=staging, name=name, key=key)
+        return PartialFiles(pool=pool, staging=staging, path=self._path / name, key=key)
 
     def _resumable(self, files: PartialFiles, fd: int, request: VolumeRequest) -> Checkpoint | None:
         """Give the earlier attempt's checkpoint where it may be gone on from; else empty the file."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from blake3 import blake3
 
+from kvmd.core.ranges import ByteRange
 from kvmwire.digest import Algorithm, Digest
 
 STEP = 1024 * 1024
@@ -118,6 +119,18 @@ class FrontierHash:
             if self._is_stopped or position == self._end:
                 return None
             return self._frontier
+
+
+def digest_part(fd: int, part: ByteRange, algorithm: Algorithm) -> Digest:
+    """Hash some bytes of a file. Raises OSError, also where the file is shorter."""
+    hashing, buffer, position = hasher(algorithm), memoryview(bytearray(min(STEP, part.length))), part.start
+    while position < part.end:
+        count = os.preadv(fd, [buffer[: min(STEP, part.end - position)]], position)
+        if count == 0:
+            raise OSError(f"the file ends at {position}, expected {part.end} bytes")
+        hashing.update(buffer[:count])
+        position += count
+    return Digest(algorithm, hashing.hexdigest())
 
 
 def digest_file(fd: int, algorithm: Algorithm, stopped: threading.Event) -> Digest:

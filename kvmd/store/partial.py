@@ -8,19 +8,22 @@ import fcntl
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.entity import Entity
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.ranges import ByteRange, RangeSet
-from kvmd.errors import ExistsError, StoreIoError
+from kvmd.errors import ExistsError, KvmdError, StoreIoError
 from kvmd.log import get_logger
+from kvmd.ports import VolumeRequest
 from kvmd.store.calls import punch_hole, rename_noreplace, translated
-from kvmd.store.hashing import FrontierHash, Stopped
+from kvmd.store.hashing import FrontierHash, Stopped, digest_part
+from kvmd.store.inline import Inline
 from kvmwire.digest import Algorithm, Digest
 
 log = get_logger(__name__)
@@ -31,7 +34,6 @@ ZERO_BLOCK = bytes(64 * 1024)
 COPY_STEP = 64 * 1024 * 1024
 COPY_BLOCK = 1024 * 1024
 _ZERO_PROBE = 16
-_IOV_MAX = 1024
 MAX_CHECKPOINT = 8 * 1024 * 1024
 _VOLUME_MODE = 0o644
 T = TypeVar("T")
@@ -42,11 +44,13 @@ PARTIAL = re.compile(r"(?P<name>.+)\.(?P<key>[0-9a-f]{16})\.(?P<kind>part|json|j
 
 
 class PartialFiles:
-    """The two files of a partial volume, by name inside open folders. Blocking: call it from a thread."""
+    """The two files of a partial volume, by name inside open folders; ``path`` is the final one. Blocking: call it from a thread."""
 
-    def __init__(self, *, pool: int, staging: int, name: str, key: str) -> None:
+    def __init__(self, *, pool: int, staging: int, path: Path, key: str) -> None:
+        name = path.name
         self.pool = pool
         self.staging = staging
+        self.path = path
         self.name = name
         self.part = f"{name}.{key}.part"
         self.journal = f"{name}.{key}.json"
@@ -141,7 +145,7 @@ class PartialFiles:
 
 
 class PartialVolume:
-    """Implements the port ``Volume`` on PartialFiles. ``pool_path`` is for placements and messages."""
+    """Implements the port ``Volume`` on PartialFiles."""
 
     def __init__(
         self,
@@ -149,18 +153,20 @@ class PartialVolume:
         fd: int,
         *,
         executor: Executor,
-        pool_path: str,
-        algorithm: Algorithm,
+        request: VolumeRequest,
         checkpoint: Checkpoint | None,
         is_sparse: bool,
+        inline: Inline,
         on_close: Callable[[], None],
     ) -> None:
         self._files = files
         self._fd = fd
         self._executor = executor
-        self._path = f"{pool_path}/{files.name}"
+        self._path = str(files.path)
         self._checkpoint = checkpoint
         self._is_sparse = is_sparse
+        self._inline = inline
+        self._is_rewritten = request.is_rewritten
         self._on_close = on_close
         self._written = checkpoint.stored if checkpoint else RangeSet()
         self._is_poisoned = False
@@ -170,20 +176,28 @@ class PartialVolume:
         self._journaling = threading.Lock()  # a save that nobody awaits any more may still run
         self._sealed: Placement | None = None
         self._working: set[asyncio.Future[Any]] = set()
-        self._hash = FrontierHash(fd, algorithm)
-        self._hash.advance(self._written.frontier)
+        self._hashes = [FrontierHash(fd, algorithm) for algorithm in request.algorithms]
+        self._advance(self._written)
 
     @property
     def checkpoint(self) -> Checkpoint | None:
         """What an earlier attempt left."""
         return self._checkpoint
 
-    async def write(self, offset: int, chunks: Sequence[bytes]) -> None:
+    async def write(self, offset: int, block: bytes | memoryview) -> None:
+        """See the port. In the event loop where the disk takes it at once, as it nearly always does; else on a thread."""
+        what = f"writing {len(block)} bytes at {offset} of {self._path}"
+        if self._inline.is_allowed():
+            self._write_inline(what, offset, block)
+        else:
+            await self._perform(what, self._write, offset, block)
+        self._written = self._written.add(ByteRange(offset, offset + len(block)))
+        if not self._is_rewritten:
+            self._advance(self._written)
+
+    async def digest(self, part: ByteRange, algorithm: Algorithm) -> Digest:
         """See the port."""
-        length = sum(map(len, chunks))
-        await self._perform(f"writing {length} bytes at {offset} of {self._path}", self._write, offset, chunks)
-        self._written = self._written.add(ByteRange(offset, offset + length))
-        self._hash.advance(self._written.frontier)
+        return await self._perform(f"reading {self._path}", digest_part, self._fd, part, algorithm)
 
     async def fill_from(self, other: Placement) -> None:
         """Copy another volume of the pool; does nothing where that very file is not there any more.
@@ -199,7 +213,7 @@ class PartialVolume:
                 part = ByteRange(start, min(start + COPY_STEP, other.size))
                 await self._perform(what, self._copy, fd, part)
                 self._written = self._written.add(part)
-                self._hash.advance(self._written.frontier)
+                self._advance(self._written)
         finally:
             os.close(fd)
         self._checkpoint = Checkpoint(Entity(other.size, has_ranges=True), has_checksum=True, stored=self._written)
@@ -207,6 +221,8 @@ class PartialVolume:
     async def save(self, checkpoint: Checkpoint) -> None:
         """See the port."""
         await self._perform(f"syncing {self._path}", self._save, checkpoint)
+        if self._is_rewritten:
+            self._advance(checkpoint.stored)
 
     async def seal(self, size: int) -> Stored:
         """See the port."""
@@ -221,7 +237,8 @@ class PartialVolume:
         if self._is_closed:
             return
         self._is_closed = True
-        self._hash.stop()
+        for one in self._hashes:
+            one.stop()
         if self._working:
             # Work whose awaiter was cancelled goes on in its thread: were the descriptor closed, it could write into another file.
             await asyncio.wait(self._working)
@@ -233,8 +250,7 @@ class PartialVolume:
 
     async def _perform(self, what: str, work: Callable[..., T], *arguments: object) -> T:
         """Do blocking work on a thread; after an error nothing but closing is possible any more."""
-        if self._is_poisoned or self._is_closed:
-            raise StoreIoError(f"{what}: an earlier write or sync failed; the partial volume is discarded.")
+        self._check_usable(what)
         with translated(what):
             working = asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
             self._working.add(working)
@@ -248,22 +264,33 @@ class PartialVolume:
         if error is not None and not isinstance(error, ExistsError | Stopped):
             self._is_poisoned = True
 
-    def _write(self, offset: int, chunks: Sequence[bytes]) -> None:
-        if not (self._is_sparse and may_hold_zeros(chunks)):
-            self._write_vector(offset, chunks)
+    def _check_usable(self, what: str) -> None:
+        if self._is_poisoned or self._is_closed:
+            raise StoreIoError(f"{what}: an earlier write or sync failed; the partial volume is discarded.")
+
+    def _advance(self, final: RangeSet) -> None:
+        for one in self._hashes:
+            one.advance(final.frontier)
+
+    def _write_inline(self, what: str, offset: int, block: bytes | memoryview) -> None:
+        self._check_usable(what)
+        try:
+            with translated(what), self._inline.measured():
+                self._write(offset, block)
+        except KvmdError:
+            self._is_poisoned = True
+            raise
+
+    def _write(self, offset: int, block: bytes | memoryview) -> None:
+        if not (self._is_sparse and may_hold_zeros(block)):
+            self._write_all(offset, memoryview(block))
             return
-        data = b"".join(chunks)
+        data = bytes(block)
         if os.fstat(self._fd).st_size < offset + len(data):
             os.ftruncate(self._fd, offset + len(data))  # its size was not known, and a hole makes no file longer
         for start, end, is_zero in zero_runs(data):
             if not is_zero or not punch_hole(self._fd, offset + start, end - start):
                 self._write_all(offset + start, memoryview(data)[start:end])
-
-    def _write_vector(self, offset: int, chunks: Sequence[bytes]) -> None:
-        """Write without gathering the chunks first, which would copy every byte once more."""
-        count = os.pwritev(self._fd, chunks, offset) if len(chunks) <= _IOV_MAX else 0
-        if count < sum(map(len, chunks)):
-            self._write_all(offset + count, memoryview(b"".join(chunks))[count:])
 
     def _copy(self, source: int, part: ByteRange) -> None:
         """Copy within the filesystem, which may share the blocks; by hand where it cannot."""
@@ -278,7 +305,7 @@ class PartialVolume:
             data = os.pread(source, min(COPY_BLOCK, part.end - position), position)
             if not data:
                 raise OSError(errno.EIO, "the other volume became shorter")
-            self._write(position, [data])
+            self._write(position, data)
             position += len(data)
 
     def _write_all(self, offset: int, data: memoryview) -> None:
@@ -296,9 +323,9 @@ class PartialVolume:
     def _seal(self, size: int) -> Stored:
         os.ftruncate(self._fd, size)
         os.fdatasync(self._fd)
-        digest = self._hash.finish(size)
-        self._sealed = placement_of(os.fstat(self._fd), self._path, digest)
-        return Stored(self._sealed, os.pread(self._fd, HEAD_SIZE, 0))
+        digests = [one.finish(size) for one in self._hashes]
+        self._sealed = placement_of(os.fstat(self._fd), self._path, digests[0])
+        return Stored(self._sealed, os.pread(self._fd, HEAD_SIZE, 0), tuple(digests[1:]))
 
     def _commit(self) -> Placement:
         if self._sealed is None:
@@ -314,7 +341,8 @@ class PartialVolume:
         return self._sealed
 
     def _close(self, discard: bool) -> None:  # noqa: FBT001 - run_in_executor passes no keywords
-        self._hash.join()
+        for one in self._hashes:
+            one.join()
         try:
             if discard and self._files.is_still_named(self._fd):
                 self._files.delete()
@@ -325,17 +353,13 @@ class PartialVolume:
             self._files.close()
 
 
-def may_hold_zeros(chunks: Sequence[bytes]) -> bool:
-    """Whether a block of zeros can start at one of the block borders; looks at a few bytes of each block only."""
-    position = border = 0
-    for chunk in chunks:
-        while border < position + len(chunk):
-            start = border - position
-            if chunk.startswith(ZERO_BLOCK[: min(_ZERO_PROBE, len(chunk) - start)], start):
-                return True
-            border += len(ZERO_BLOCK)
-        position += len(chunk)
-    return False
+def may_hold_zeros(block: bytes | memoryview) -> bool:
+    """Whether a block of zeros can start at one of the block borders; looks at a few bytes of each only."""
+    view = memoryview(block)
+    return any(
+        bytes(view[border : border + _ZERO_PROBE]) == ZERO_BLOCK[: min(_ZERO_PROBE, len(view) - border)]
+        for border in range(0, len(view), len(ZERO_BLOCK))
+    )
 
 
 def zero_runs(data: bytes) -> list[tuple[int, int, bool]]:

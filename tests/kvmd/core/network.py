@@ -93,7 +93,7 @@ class Network:
         index = pick(self.mirrors, self.now)
         if index is None:
             return None
-        length = segment_length(self.mirrors[index].rate_bps)
+        length = segment_length(self.mirrors[index].rate_bps, 0.0)
         fresh = self.plan.next_range(length)
         if fresh is None:
             return self._choose_takeover()
@@ -144,9 +144,8 @@ class Network:
             self._end(segment, FailureCode.SOURCE_UNREACHABLE)
         else:
             self._schedule(replace(segment, position=written.end))
-        for other in self.plan.segments:
-            if self.plan.is_needless(other.id):
-                self._end(other, None)
+        for other in self.plan.needless(written):
+            self._end(other, None)
 
     def _refusal(self, index: int, server: Server) -> FailureCode | None:
         if server.lies:

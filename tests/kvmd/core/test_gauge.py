@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmd.core.gauge import Gauge, describe
+from kvmd.core.gauge import Figures, Gauge, describe
 from kvmd.core.mirrors import Mirror
 from kvmwire.codes import FailureCode
 from kvmwire.status import SourceState
@@ -43,7 +43,9 @@ def test_the_figures_of_a_download_are_put_together() -> None:
     refused = failure(FailureCode.SOURCE_STATUS)
     mirrors = [replace(PLAIN, bytes=700, active=2), PLAIN.banned(refused)]
     gauges = [Gauge(0.0, rate_bps=100.6), Gauge(0.0, rate_bps=49.9)]
-    progress = describe(mirrors, ["http://a/x", "http://b/x"], gauges, size=1700, done=1000, start=300)
+    progress = describe(
+        mirrors, ["http://a/x", "http://b/x"], gauges, size=1700, done=1000, figures=Figures(resumed_from=300)
+    )
     assert (progress.size, progress.done, progress.resumed_from) == (1700, 1000, 300)
     assert (progress.bytes_per_second, progress.eta_seconds) == (150, 4.7)
     first, second = progress.sources
@@ -54,7 +56,9 @@ def test_the_figures_of_a_download_are_put_together() -> None:
 
 @pytest.mark.parametrize(("size", "rate_bps"), [(None, 100.0), (1000, 0.0), (None, 0.0)])
 def test_without_a_size_or_a_rate_nobody_knows_the_time_that_is_left(size: int | None, rate_bps: float) -> None:
-    progress = describe([PLAIN], ["http://a/x"], [Gauge(0.0, rate_bps=rate_bps)], size=size, done=10, start=0)
+    progress = describe(
+        [PLAIN], ["http://a/x"], [Gauge(0.0, rate_bps=rate_bps)], size=size, done=10, figures=Figures(resumed_from=0)
+    )
     assert progress.eta_seconds is None
 
 
@@ -69,5 +73,5 @@ def test_without_a_size_or_a_rate_nobody_knows_the_time_that_is_left(size: int |
     ],
 )
 def test_each_source_says_what_it_does(mirror: Mirror, expected: SourceState) -> None:
-    progress = describe([mirror], ["http://a/x"], [Gauge(0.0)], size=None, done=0, start=0)
+    progress = describe([mirror], ["http://a/x"], [Gauge(0.0)], size=None, done=0, figures=Figures(resumed_from=0))
     assert progress.sources[0].state is expected

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmd.core.plan import FIRST_SEGMENT, MAX_SEGMENT, MIB, MIN_SEGMENT, SEGMENT_SECONDS, Plan, segment_length
+from kvmd.core.plan import (
+    BUFFERS,
+    FIRST_SEGMENT,
+    MAX_BLOCK,
+    MAX_SEGMENT,
+    MIB,
+    MIN_SEGMENT,
+    MIN_SHAPED_BLOCK,
+    SEGMENT_SECONDS,
+    Plan,
+    block_size,
+    segment_length,
+)
 from kvmd.core.ranges import ByteRange, RangeSet
 from tests.kvmd.core.network import Network, Server
 from tests.kvmd.core.strategies import range_sets
@@ -97,7 +109,7 @@ def test_a_source_that_dies_leaves_its_bytes_to_the_others() -> None:
 
 @given(st.floats(0, 1e12))
 def test_segments_stay_within_their_bounds_and_whole_mebibytes(rate_bps: float) -> None:
-    length = segment_length(rate_bps)
+    length = segment_length(rate_bps, 0.0)
     assert MIN_SEGMENT <= length <= MAX_SEGMENT
     assert length % MIB == 0
     if MIN_SEGMENT < length < MAX_SEGMENT and rate_bps:
@@ -106,7 +118,7 @@ def test_segments_stay_within_their_bounds_and_whole_mebibytes(rate_bps: float) 
 
 @pytest.mark.parametrize("rate_bps", [0.0, -1.0])
 def test_a_source_of_unknown_rate_gets_a_middling_segment(rate_bps: float) -> None:
-    assert segment_length(rate_bps) == FIRST_SEGMENT
+    assert segment_length(rate_bps, 0.0) == FIRST_SEGMENT
 
 
 @given(range_sets(SIZE), st.integers(1, SIZE))
@@ -198,15 +210,49 @@ def test_nobody_takes_over_from_itself_what_a_broken_takeover_left() -> None:
 def test_a_request_is_needless_once_others_stored_its_rest() -> None:
     plan, helper = _under_way(0).start(1, ByteRange(0, 100))
     plan = plan.store(helper.id, ByteRange(0, 99))
-    assert not plan.is_needless(0)
+    assert plan.needless(ByteRange(0, 99)) == []
     plan = plan.store(helper.id, ByteRange(99, 100))
-    assert plan.is_needless(0)
+    assert [segment.id for segment in plan.needless(ByteRange(99, 100))] == [0]
     assert plan.takeover(2, {0: 1.0, 2: 100.0}) is None
 
 
-def test_a_request_that_is_over_or_has_everything_is_needless() -> None:
-    assert _under_way(0).end(0).is_needless(0)
-    assert _under_way(0).store(0, ByteRange(0, 100)).is_needless(0)
+def test_a_request_that_reaches_what_another_stored_is_needless() -> None:
+    plan, helper = _under_way(0).start(1, ByteRange(50, 100))
+    plan = plan.store(helper.id, ByteRange(50, 100)).end(helper.id).store(0, ByteRange(0, 50))
+    assert [segment.id for segment in plan.needless(ByteRange(0, 50))] == [0]
+
+
+def test_a_request_that_is_over_or_has_everything_is_left_alone() -> None:
+    plan = _under_way(0).store(0, ByteRange(0, 100))
+    assert plan.needless(ByteRange(0, 100)) == []
+    assert plan.end(0).needless(ByteRange(0, 100)) == []
+
+
+def test_lost_bytes_are_missing_again() -> None:
+    plan = _under_way(0).store(0, ByteRange(0, 100)).end(0).lose(ByteRange(20, 30))
+    assert not plan.is_done
+    assert plan.next_range(100) == ByteRange(20, 30)
+
+
+@given(st.integers(0, 299), st.integers(1, 300), st.integers(1, 50))
+def test_segments_end_at_whole_pieces(stored: int, length: int, step: int) -> None:
+    plan = replace(Plan(300), stored=RangeSet.of([ByteRange(0, stored)] if stored else []))
+    wanted = plan.next_range(length, step=step)
+    assert wanted is not None
+    assert wanted.start == stored
+    assert wanted.end % step == 0 or wanted.end == 300
+    assert wanted.length <= max(length, step)
+
+
+@given(st.integers(1, 32), st.integers(0, 10**10))
+def test_the_blocks_of_all_connections_fit_the_memory(connections: int, rate_limit_bps: int) -> None:
+    size = block_size(connections, rate_limit_bps)
+    assert MIN_SHAPED_BLOCK <= size <= MAX_BLOCK
+    assert size * connections <= BUFFERS
+
+
+def test_a_long_round_trip_wants_long_segments() -> None:
+    assert segment_length(50e6, 0.0) < segment_length(50e6, 0.02) <= MAX_SEGMENT
 
 
 @given(range_sets(SIZE))

@@ -14,12 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kvmd.app import build_daemon, http_settings
+from kvmd.app import build_daemon, environment_of, open_sources
 from kvmd.config import DirectoryPool, MqttSettings, PolicySettings, Settings
-from kvmd.fetch.connections import Connections
-from kvmd.fetch.http import HttpSources
 from kvmd.journal import SqliteJournal
 from kvmd.notify import Notifier
+from kvmd.ports import Sources
 from tests.kvmd.daemon.harness import LOOPBACK, Site, record, site
 from tests.support import images
 from tests.support.brokers import Broker
@@ -45,7 +44,7 @@ def settings_of(host: str, folder: Path, broker: Broker) -> Settings:
 
 @asynccontextmanager
 async def running_host(
-    settings: Settings, sources: HttpSources, executor: ThreadPoolExecutor
+    settings: Settings, sources: Sources, executor: ThreadPoolExecutor
 ) -> AsyncGenerator[None, None]:
     """Run all of a daemon but its process: real journal, bus, inbox, prober, reconciler and store."""
     journal = await SqliteJournal.open(settings.state_dir)
@@ -96,8 +95,8 @@ async def test_register_and_deploy_reach_two_hundred_hosts(
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(8))
         all_settings = [settings_of(host, tmp_path, broker) for host in hosts]
-        sources = HttpSources(Connections(http_settings(all_settings[0])))
-        stack.push_async_callback(sources.close)
+        environment = environment_of(all_settings[0], executor)
+        sources = await stack.enter_async_context(open_sources(all_settings[0], environment))
         started = time.monotonic()
         for settings in all_settings:
             await stack.enter_async_context(running_host(settings, sources, executor))

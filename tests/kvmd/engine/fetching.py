@@ -14,14 +14,14 @@ from typing import TypedDict
 
 from typing_extensions import Unpack
 
-from kvmd.app import disk_threads, limits_of, typed_sources
+from kvmd.app import disk_threads, environment_of, limits_of, open_sources
 from kvmd.clock import SystemClock
 from kvmd.config import Settings
 from kvmd.core.session import Cancelled, Failed, Ready, Started, State, Terms, Waiting
 from kvmd.engine.job import Job
 from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
-from kvmd.fetch.connections import TlsFiles
+from kvmd.plugin import TlsFiles
 from kvmd.store.directory import STAGING, DirectoryStore
 from kvmwire.digest import Digest
 from kvmwire.events import ImageFormat
@@ -137,7 +137,8 @@ class Host:
         job = Job(uuid.uuid4().hex, terms, parsed, asked.get("headers", {}), asked.get("size"))
         executor, clock = disk_threads(self.settings), SteadyClock()
         try:
-            async with typed_sources(self.settings, parsed, asked.get("tls", TlsFiles())) as sources:
+            environment = environment_of(self.settings, executor, typed=parsed, tls=asked.get("tls", TlsFiles()))
+            async with open_sources(self.settings, environment) as sources:
                 store = DirectoryStore("pool", self.pool, executor=executor)
                 edges = Edges(sources, store, clock, limits_of(self.settings), Shaper(0, clock))
                 state = await Session(job, edges, Listener(on_state, progress.append)).run(Started())

@@ -15,14 +15,14 @@ from types import ModuleType
 
 from kvmd.cli import main
 from kvmd.core import plan
-from kvmd.engine import block, transfer
+from kvmd.engine import landing
 from kvmd.store import directory, partial
 
 WINDOW = 512 << 10
 BLOCK = 128 << 10
 
 _CALLS: dict[str, ModuleType] = {
-    **dict.fromkeys(["pwritev", "fdatasync", "fsync", "rename", "unlink", "ftruncate", "fchmod", "mkdir"], os),
+    **dict.fromkeys(["pwrite", "fdatasync", "fsync", "rename", "unlink", "ftruncate", "fchmod", "mkdir"], os),
     "flock": fcntl,
     "allocate": directory,
     "rename_noreplace": partial,
@@ -48,7 +48,7 @@ def kill_at(point: str) -> None:
 
 
 if __name__ == "__main__":
-    transfer.WINDOW, transfer.WINDOW_S, block.BLOCK = WINDOW, 0.2, BLOCK
+    landing.WINDOW, landing.WINDOW_S, plan.MAX_BLOCK = WINDOW, 0.2, BLOCK
     plan.FIRST_SEGMENT = plan.MIN_SEGMENT = plan.MAX_SEGMENT = 1 << 20
     if "KILL_AT" in os.environ:
         kill_at(os.environ["KILL_AT"])

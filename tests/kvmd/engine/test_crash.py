@@ -30,7 +30,7 @@ _EACH = [(1, "before"), (1, "after"), (5, "before"), (14, "after"), (23, "before
 PROGRAM = (sys.executable, "-m", "tests.kvmd.engine.small_windows")
 ROOT = Path(__file__).parents[3]
 POINTS = {
-    "write": [f"pwritev:{number}:{moment}" for number, moment in _EACH],
+    "write": [f"pwrite:{number}:{moment}" for number, moment in _EACH],
     "checkpoint": [
         "fdatasync:1:before",
         "fdatasync:1:after",

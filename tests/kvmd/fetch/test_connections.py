@@ -6,14 +6,15 @@ import ipaddress
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 
 from kvmd.core.addresses import AddressPolicy
 from kvmd.errors import SourceUnreachableError, UrlForbiddenError
-from kvmd.fetch.connections import Connections, HttpSettings
 from kvmd.fetch.http import HttpSources
+from kvmd.plugin import Environment
 from kvmwire.source import SourceUrl
 from tests.support import images
 from tests.support.hostile import HostileServer
@@ -46,9 +47,10 @@ def resolves(monkeypatch: pytest.MonkeyPatch) -> Resolve:
 @pytest.fixture
 async def sources() -> AsyncIterator[HttpSources]:
     """Give sources that may dial one loopback address only."""
-    made = HttpSources(Connections(HttpSettings(addresses=ONLY_ONE, connect_timeout_s=3.0, stall_timeout_s=4.0)))
-    yield made
-    await made.close()
+    with ThreadPoolExecutor(1) as executor:
+        made = HttpSources(Environment(ONLY_ONE, executor, connect_timeout_s=3.0, stall_timeout_s=4.0))
+        yield made
+        await made.close()
 
 
 async def test_of_mixed_addresses_only_the_allowed_one_is_dialled(
@@ -82,8 +84,8 @@ async def test_an_ipv6_address_that_swallows_everything_costs_less_than_a_second
     hostile: HostileServer, resolves: Resolve
 ) -> None:
     hostile.add("disk", SMALL)
-    everywhere = HttpSettings(addresses=AddressPolicy((), ()), connect_timeout_s=10.0, stall_timeout_s=10.0)
-    sources = HttpSources(Connections(everywhere))
+    executor = ThreadPoolExecutor(1)
+    sources = HttpSources(Environment(AddressPolicy((), ()), executor, connect_timeout_s=10.0, stall_timeout_s=10.0))
     with _black_hole("::1", hostile.port):
         resolves("six.test", ["::1", "127.0.0.1"])
         started = time.monotonic()
@@ -91,6 +93,7 @@ async def test_an_ipv6_address_that_swallows_everything_costs_less_than_a_second
         assert time.monotonic() - started < 1.0
     assert head.entity.size == len(SMALL)
     await sources.close()
+    executor.shutdown()
 
 
 async def test_a_name_without_addresses_is_unreachable(sources: HttpSources, monkeypatch: pytest.MonkeyPatch) -> None:

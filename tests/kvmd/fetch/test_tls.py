@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmd.fetch.connections import TlsFiles
+from kvmd.plugin import TlsFiles
 from tests.kvmd.engine.fetching import Host
 from tests.support import images
 from tests.support.hostile import HostileServer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from kvmd.core.placement import Placement
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, InUseError, NoSpaceError, StoreError
 from kvmd.ports import Store, Volume, VolumeRequest
+from kvmd.store.inline import Inline
 from kvmwire.digest import Algorithm, Digest
 from kvmwire.status import PoolState
 from tests.support.contents import hexdigest
@@ -39,7 +41,7 @@ def request(
     resumes: Callable[[Checkpoint], bool] = always,
 ) -> VolumeRequest:
     """Ask for a partial volume."""
-    return VolumeRequest(name=name, key=key, size=size, algorithm=algorithm, resumes=resumes)
+    return VolumeRequest(name=name, key=key, size=size, algorithms=(algorithm,), resumes=resumes)
 
 
 def digest(content: bytes, algorithm: Algorithm = Algorithm.SHA_256) -> Digest:
@@ -51,7 +53,7 @@ async def make(store: Store, name: str = "disk", content: bytes = CONTENT, *, ke
     """Make a finished volume."""
     volume = await store.open(request(name, key=key, size=len(content)))
     try:
-        await volume.write(0, [content])
+        await volume.write(0, content)
         await volume.seal(len(content))
         return await volume.commit()
     finally:
@@ -61,7 +63,7 @@ async def make(store: Store, name: str = "disk", content: bytes = CONTENT, *, ke
 async def keep_half(store: Store, name: str = "disk", *, key: str = "0123456789abcdef") -> None:
     """Leave a partial volume whose first half is synced and journaled."""
     volume = await store.open(request(name, key=key))
-    await volume.write(0, [CONTENT[:HALF]])
+    await volume.write(0, CONTENT[:HALF])
     await volume.save(Checkpoint(ENTITY, has_checksum=True, stored=RangeSet((ByteRange(0, HALF),))))
     await volume.close(discard=False)
 
@@ -74,8 +76,8 @@ class StoreContract:
     ) -> None:
         volume = await store.open(request())
         assert volume.checkpoint is None
-        await volume.write(HALF, [CONTENT[HALF : HALF + 5], CONTENT[HALF + 5 :]])
-        await volume.write(0, [CONTENT[:HALF]])
+        await volume.write(HALF, memoryview(CONTENT)[HALF:])
+        await volume.write(0, CONTENT[:HALF])
         sealed = await volume.seal(SIZE)
         assert sealed.head == CONTENT[: 64 << 10]
         assert volume_bytes("disk") is None
@@ -88,13 +90,13 @@ class StoreContract:
     @pytest.mark.parametrize("algorithm", [Algorithm.MD5, Algorithm.SHA_512, Algorithm.SHA_1])
     async def test_the_digest_is_of_the_algorithm_asked_for(self, store: Store, algorithm: Algorithm) -> None:
         volume = await store.open(request(algorithm=algorithm))
-        await volume.write(0, [CONTENT])
+        await volume.write(0, CONTENT)
         assert (await volume.seal(SIZE)).placement.digest == digest(CONTENT, algorithm)
         await volume.close(discard=True)
 
     async def test_nothing_is_committed_that_was_not_sealed(self, store: Store, volume_bytes: ReadVolume) -> None:
         volume = await store.open(request())
-        await volume.write(0, [CONTENT])
+        await volume.write(0, CONTENT)
         with pytest.raises(StoreError):
             await volume.commit()
         await volume.close(discard=True)
@@ -105,7 +107,7 @@ class StoreContract:
         volume = await store.open(request())
         assert volume.checkpoint is not None
         assert volume.checkpoint.stored == RangeSet((ByteRange(0, HALF),))
-        await volume.write(HALF, [CONTENT[HALF:]])
+        await volume.write(HALF, CONTENT[HALF:])
         assert (await volume.seal(SIZE)).placement.digest == digest(CONTENT)
         await volume.commit()
         await volume.close(discard=False)
@@ -115,7 +117,7 @@ class StoreContract:
         await keep_half(store)
         volume = await store.open(request(resumes=lambda _: False))
         assert volume.checkpoint is None
-        await volume.write(0, [bytes(SIZE - 1), b"\x01"])
+        await volume.write(0, bytes(SIZE - 1) + b"\x01")
         assert (await volume.seal(SIZE)).placement.digest == digest(bytes(SIZE - 1) + b"\x01")
         await volume.close(discard=True)
 
@@ -137,7 +139,7 @@ class StoreContract:
 
     async def test_discarding_leaves_what_is_worked_on(self, store: Store, volume_bytes: ReadVolume) -> None:
         volume = await store.open(request())
-        await volume.write(0, [CONTENT])
+        await volume.write(0, CONTENT)
         await store.discard("disk")
         await volume.seal(SIZE)
         await volume.commit()
@@ -159,7 +161,7 @@ class StoreContract:
 
     async def test_a_taken_name_is_never_replaced(self, store: Store, volume_bytes: ReadVolume) -> None:
         late = await store.open(request(key="a" * 16))
-        await late.write(0, [CONTENT])
+        await late.write(0, CONTENT)
         await late.seal(SIZE)
         await make(store, content=b"first" * 1000, key="b" * 16)
         with pytest.raises(ExistsError):
@@ -172,7 +174,7 @@ class StoreContract:
         await volume.close(discard=True)
         await volume.close(discard=True)
         with pytest.raises(StoreError):
-            await volume.write(0, [b"late"])
+            await volume.write(0, b"late")
 
     async def test_a_volume_is_found_and_read_again(self, store: Store) -> None:
         assert await store.find("disk", known=None, algorithm=Algorithm.SHA_256) is None
@@ -203,9 +205,12 @@ class StoreContract:
         assert not await store.remove(placement)
         assert volume_bytes("disk") == b"next" * 100
 
-    async def test_a_cancelled_write_does_not_outlive_its_volume(self, store: Store) -> None:
+    async def test_a_cancelled_write_does_not_outlive_its_volume(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Inline, "is_allowed", lambda _: False)
         volume = await store.open(request(size=64 << 20))
-        writing = asyncio.create_task(volume.write(0, [bytes([7]) * (64 << 20)]))
+        writing = asyncio.create_task(volume.write(0, bytes([7]) * (64 << 20)))
         await asyncio.sleep(0)
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -220,6 +225,28 @@ class StoreContract:
         with pytest.raises(asyncio.CancelledError):
             await opening
         await self._can_be_opened(store)
+
+    async def test_some_bytes_have_the_digest_of_some_bytes(self, store: Store) -> None:
+        volume = await store.open(request())
+        await volume.write(0, CONTENT)
+        assert await volume.digest(ByteRange(5, 105), Algorithm.MD5) == digest(CONTENT[5:105], Algorithm.MD5)
+        await volume.close(discard=True)
+
+    async def test_all_digests_that_are_asked_for_are_taken(self, store: Store) -> None:
+        asked = (Algorithm.SHA_512, Algorithm.MD5, Algorithm.SHA_224)
+        volume = await store.open(replace(request(), algorithms=asked))
+        await volume.write(0, CONTENT)
+        stored = await volume.seal(SIZE)
+        assert (stored.placement.digest, *stored.digests) == tuple(digest(CONTENT, one) for one in asked)
+        await volume.close(discard=True)
+
+    async def test_what_is_written_again_counts_where_the_request_says_so(self, store: Store) -> None:
+        volume = await store.open(replace(request(), is_rewritten=True))
+        await volume.write(0, bytes(SIZE))
+        await volume.write(0, CONTENT)
+        stored = await volume.seal(SIZE)
+        assert stored.placement.digest == digest(CONTENT)
+        await volume.close(discard=True)
 
     async def test_the_state_and_the_space_are_told(self, store: Store) -> None:
         status = await store.status()

@@ -67,12 +67,12 @@ class TestDirectoryStore(StoreContract):
 
 async def test_the_digest_is_of_what_the_disk_holds(store: DirectoryStore, pool: Path) -> None:
     volume = await store.open(request())
-    await volume.write(HALF, [CONTENT[HALF:]])
+    await volume.write(HALF, CONTENT[HALF:])
     (part,) = (pool / ".kvmd").glob("*.part")
     with part.open("r+b") as file:
         file.seek(HALF + 100)
         file.write(bytes([CONTENT[HALF + 100] ^ 1]))
-    await volume.write(0, [CONTENT[:HALF]])
+    await volume.write(0, CONTENT[:HALF])
     sealed = await volume.seal(SIZE)
     await volume.close(discard=True)
     assert sealed.placement.digest != digest(CONTENT)
@@ -115,7 +115,7 @@ async def test_a_volume_of_unknown_size_may_fill_the_disk_and_no_more(
         store = DirectoryStore("small", folder, executor=executor)
         volume = await store.open(request(size=None))
         with pytest.raises(NoSpaceError, match="No space left"):
-            await volume.write(0, [os.urandom(2 * MIB)])
+            await volume.write(0, os.urandom(2 * MIB))
         await volume.close(discard=False)
         assert list((folder / ".kvmd").iterdir()) == []
 

@@ -1,0 +1,160 @@
+"""Puts bytes on their volume: each byte once, pieces proven where they have digests, and everything saved regularly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from kvmd.core.checkpoint import Checkpoint
+from kvmd.core.entity import Entity
+from kvmd.core.manifest import Pieces
+from kvmd.core.pieces import Part, PieceLedger
+from kvmd.core.plan import MIB
+from kvmd.core.ranges import ByteRange, RangeSet
+from kvmd.errors import ChecksumMismatchError, KvmdError
+from kvmd.ports import Clock, Volume
+from kvmwire.digest import Digest
+
+WINDOW = 32 * MIB
+WINDOW_S = 2.0
+"""A checkpoint is made after so many bytes, or so long after the last: what a crash costs at most."""
+_LOOK_S = 0.05
+_FINAL_SAVE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What became of a block: ``fresh`` bytes were written, ``wrong`` ones, which came before, are missing again.
+
+    ``liars`` are the sources (by index) that are shown to have given wrong bytes.
+    """
+
+    fresh: Sequence[ByteRange]
+    wrong: Sequence[ByteRange] = ()
+    liars: frozenset[int] = frozenset()
+
+
+class Landing:
+    """One volume on which blocks of several streams land. ``has_checksum`` tells that a digest will prove the whole."""
+
+    def __init__(
+        self, volume: Volume, entity: Entity, *, has_checksum: bool, pieces: Pieces | None, clock: Clock
+    ) -> None:
+        self._volume = volume
+        self._entity = entity
+        self._has_checksum = has_checksum
+        self._clock = clock
+        self._written: RangeSet = volume.checkpoint.stored if volume.checkpoint else RangeSet()
+        self._claimed: RangeSet = self._written
+        self._saved = self._written.length
+        size = entity.size or 0
+        self._ledger = PieceLedger(pieces, size, self._written) if pieces and pieces.covers(size) else None
+        self._judging = set[int]()
+
+    @property
+    def stored(self) -> RangeSet:
+        """The bytes that are written and, where pieces have digests, proven."""
+        return self._written if self._ledger is None else self._ledger.proven
+
+    @property
+    def piece_length(self) -> int:
+        """Bytes of a piece; 1 where pieces have no digests."""
+        return 1 if self._ledger is None else self._ledger.pieces.length
+
+    async def put(self, came: ByteRange, block: bytes | memoryview, *, mirror: int) -> Landed:
+        """Write those of the bytes that no other stream has written or is writing. Raises StoreError.
+
+        No byte is written twice: the hash may have read it already, and another source's byte may be another one.
+        """
+        fresh: list[ByteRange] = self._claimed.missing_in(came)
+        self._claimed = self._claimed.add(came)
+        for part in fresh:
+            is_all = part.length == came.length
+            data = block if is_all else memoryview(block)[part.start - came.start : part.end - came.start]
+            await self._volume.write(part.start, data)
+            self._written = self._written.add(part)
+        if self._ledger is None:
+            return Landed(fresh)
+        for part in fresh:
+            self._ledger = self._ledger.land(part, mirror)
+        return await self._judge(self._ledger, fresh)
+
+    async def save_regularly(self) -> None:
+        """Make a checkpoint when enough was stored or enough time went by, for ever; the streams go on meanwhile."""
+        last = self._clock.monotonic()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            unsaved = abs(self.stored.length - self._saved)
+            elapsed_s = self._clock.monotonic() - last
+            if unsaved >= WINDOW or (unsaved > 0 and elapsed_s >= WINDOW_S):
+                await self._save()
+                last = self._clock.monotonic()
+
+    async def save_finally(self) -> None:
+        """Keep what is stored, however it ended; a poisoned volume has nothing worth keeping."""
+        if self.stored.length == self._saved:
+            return
+        with suppress(KvmdError, TimeoutError):
+            async with asyncio.timeout(_FINAL_SAVE_S):
+                await asyncio.shield(self._save())
+
+    async def _save(self) -> None:
+        stored = self.stored
+        await self._volume.save(Checkpoint(self._entity, self._has_checksum, stored))
+        self._saved = stored.length
+
+    async def _judge(self, ledger: PieceLedger, fresh: Sequence[ByteRange]) -> Landed:
+        """Prove the pieces that are whole now."""
+        wrong, liars = list[ByteRange](), set[int]()
+        for index in ledger.whole():
+            if index in self._judging:
+                continue
+            self._judging.add(index)
+            try:
+                is_right, found = await self._judge_piece(index)
+            finally:
+                self._judging.discard(index)
+            liars |= found
+            if not is_right:
+                piece = ledger.pieces.range(index, ledger.size)
+                self._written, self._claimed = self._written.without(piece), self._claimed.without(piece)
+                wrong.append(piece)
+        return Landed(fresh, wrong, frozenset(liars))
+
+    async def _judge_piece(self, index: int) -> tuple[bool, frozenset[int]]:
+        """Tell whether a piece has its digest, and who has lied about it, now or before."""
+        ledger = self._known
+        piece = ledger.pieces.range(index, ledger.size)
+        if await self._digest(piece) == ledger.pieces.digests[index]:
+            liars = await self._liars(index)
+            self._ledger = self._known.prove(index)
+            return True, liars
+        givers = ledger.givers(index)
+        if len(givers) == 1:
+            self._ledger = self._known.lose(index)
+            return False, givers
+        digests = [await self._digest(part.range) for part in ledger.landing[index]]
+        self._ledger = self._known.suspect(index, digests)
+        if self._ledger.is_hopeless(index):
+            raise ChecksumMismatchError(
+                f"piece {index} (bytes {piece.start} to {piece.end}): several sources gave it again and again, and it was never right; "
+                "given up."
+            )
+        return False, frozenset()
+
+    async def _liars(self, index: int) -> frozenset[int]:
+        """Compare a right piece with what was given of it before, when it was wrong."""
+        suspicion = self._known.suspicions.get(index)
+        parts: Sequence[tuple[Part, Digest]] = () if suspicion is None else suspicion.parts
+        return frozenset([part.mirror for part, then in parts if await self._digest(part.range) != then])
+
+    async def _digest(self, part: ByteRange) -> Digest:
+        return await self._volume.digest(part, self._known.pieces.algorithm)
+
+    @property
+    def _known(self) -> PieceLedger:
+        if self._ledger is None:
+            raise RuntimeError("no piece has a digest")
+        return self._ledger

@@ -1,0 +1,40 @@
+"""Whether a write may be done in the event loop: a copy into the page cache takes less time than handing it to a thread.
+
+Measured: writes on threads cost a fifth more CPU time a byte (docs/decisions/0007-body-path.md). But a disk that is behind makes
+writers wait, and everything else in the loop with them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from kvmd.store.calls import filesystem_type
+
+SLOW_S = 0.02
+"""A write that took longer sends those after it to threads for ``REST_S``."""
+REST_S = 5.0
+_LOCAL = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010})
+"""ext2/3/4, xfs, btrfs, tmpfs and f2fs (statfs(2)): a write to any other filesystem may wait for a server."""
+
+
+class Inline:
+    """The experience with one pool; ``fd`` is its open folder."""
+
+    def __init__(self, fd: int) -> None:
+        self._is_local = filesystem_type(fd) in _LOCAL
+        self._rests_until = 0.0
+
+    def is_allowed(self) -> bool:
+        """Whether the next write is likely short."""
+        return self._is_local and time.monotonic() >= self._rests_until
+
+    @contextmanager
+    def measured(self) -> Generator[None]:
+        """Measure a write, and learn from it."""
+        began = time.monotonic()
+        yield
+        ended = time.monotonic()
+        if ended - began > SLOW_S:
+            self._rests_until = ended + REST_S
