@@ -1,6 +1,6 @@
 # Everything sets itself up; `make help` lists the targets.
 TEST_PACKAGES = curl mosquitto mosquitto-clients nginx-light openssl qemu-utils strace systemd util-linux iproute2
-BENCH_PACKAGES = aria2 curl nginx-light openssl
+BENCH_PACKAGES = aria2 curl diffutils gcc libc6-dev libssl-dev nginx-light openssl
 KILLS ?= 300
 URL ?=
 CHECKSUM ?=
@@ -33,7 +33,7 @@ check: ## format, lint, types, architecture, spelling, generated reference
 	.venv/bin/codespell
 	.venv/bin/python docs/generate.py --check
 
-bench: ## speed beside aria2c and curl, and what the daemon costs
+bench: ## speed beside aria2c, curl and a C program, and what the daemon costs (BENCH_MIB=1024 for smaller files)
 	@.ci/packages $(BENCH_PACKAGES)
 	@.ci/venv requirements-dev.lock
 	.venv/bin/python -m bench.transfer

@@ -1,4 +1,4 @@
-"""Outcomes as tables on the terminal and as JSON."""
+"""Outcomes as tables on the terminal, as JSON and as a chart."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench.chart import chart
 from bench.outcome import Outcome, median_s
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,8 +36,8 @@ def show(name: str, outcome: Outcome) -> None:
         print(f"  {figure.name:<30} {figure.value:8.2f} {figure.unit:<6} {bound:<16} {figure.verdict}".rstrip())
 
 
-def write(outcomes: Mapping[str, Outcome], circumstances: Circumstances) -> Path:
-    """Write bench/results/transfer.json and give its path."""
+def write(outcomes: Mapping[str, Outcome], circumstances: Circumstances) -> None:
+    """Write transfer.json and transfer.svg into bench/results/, in place of the last ones."""
     RESULTS.mkdir(exist_ok=True)
     document = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -46,9 +47,9 @@ def write(outcomes: Mapping[str, Outcome], circumstances: Circumstances) -> Path
         **asdict(circumstances),
         "scenarios": {name: _plain(outcome) for name, outcome in outcomes.items()},
     }
-    path = RESULTS / "transfer.json"
-    path.write_text(json.dumps(document, indent=2) + "\n")
-    return path
+    (RESULTS / "transfer.json").write_text(json.dumps(document, indent=2) + "\n")
+    (RESULTS / "transfer.svg").write_text(chart(outcomes))
+    print(f"\nwritten: {RESULTS}/transfer.json and transfer.svg")
 
 
 def _plain(outcome: Outcome) -> dict[str, object]:

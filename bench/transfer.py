@@ -34,7 +34,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing is written", file=sys.stderr)
         return 130
-    print(f"\nwritten: {write(outcomes, Circumstances(arguments.mib, arguments.rounds, _filesystem(arguments.disk)))}")
+    write(outcomes, Circumstances(arguments.mib, arguments.rounds, _filesystem(arguments.disk)))
     return 0
 
 
