@@ -1,0 +1,91 @@
+"""A real NFS server in user space: nfs-ganesha on free loopback ports, exporting one folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+import pytest
+
+from tests.support.ports import free_port
+from tests.support.processes import ChildProcess
+from tests.support.programs import require_program
+
+NFS_4 = "Protocols = 4;"
+NFS_3 = "Protocols = 3;"
+
+
+class Ganesha:
+    """One ganesha process that exports ``root`` as ``/export`` (version 3: by its real path); ``access`` is put into the export.
+
+    It remembers nothing of files between two calls: what a test does to ``root`` is seen at once. ``protocols`` is NFS_4 or NFS_3,
+    ``minor_versions`` those of 4. Version 3 needs a portmapper at port 111.
+    """
+
+    def __init__(
+        self, folder: Path, *, protocols: str = NFS_4, minor_versions: str = "0,1", pnfs: bool = False, access: str = ""
+    ) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("nfs-ganesha opens files by handle, which only root may")
+        self.root = folder / "root"
+        self.root.mkdir(parents=True)
+        self.port = free_port()
+        self.mount_port = free_port()
+        self.export = "/export" if protocols == NFS_4 else str(self.root)
+        self._folder = folder
+        self._protocols = protocols
+        self._minor_versions = minor_versions
+        self._pnfs = pnfs
+        self._access = access
+        self._config = folder / "ganesha.conf"
+        self.configure(export_id=1)
+        log = folder / "ganesha.log"
+        command = [
+            require_program("ganesha.nfsd"),
+            "-F",
+            "-f",
+            self._config,
+            "-L",
+            log,
+            "-p",
+            folder / "pid",
+            "-N",
+            "EVENT",
+        ]
+        self.process = ChildProcess(command, log=folder / "output.log", port=self.port)
+
+    def __enter__(self) -> Self:
+        self.process.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.__exit__(kind, error, trace)
+
+    def url(self, path: str) -> str:
+        """URL of a file below ``root``."""
+        return f"nfs://127.0.0.1:{self.port}{self.export}/{quote(path)}"
+
+    def configure(self, *, export_id: int) -> None:
+        """Write what the next start reads; handles that were given under another id are stale then."""
+        self._config.write_text(f"""
+            NFS_CORE_PARAM {{
+                {self._protocols} NFS_Port = {self.port}; MNT_Port = {self.mount_port}; Bind_addr = 127.0.0.1;
+                mount_path_pseudo = {str(self._protocols == NFS_4).lower()};
+                Enable_UDP = false; Enable_NLM = false; Enable_RQUOTA = false;
+            }}
+            NFSv4 {{
+                Graceless = true; RecoveryBackend = fs; RecoveryRoot = {self._folder}/recovery;
+                Minor_Versions = {self._minor_versions}; pnfs_mds = {str(self._pnfs).lower()};
+            }}
+            EXPORT_DEFAULTS {{ Attr_Expiration_Time = 0; }}
+            EXPORT {{
+                Export_Id = {export_id}; Path = {self.root}; Pseudo = /export; Access_Type = RO; SecType = sys;
+                {self._protocols} Squash = No_Root_Squash; {self._access}
+                FSAL {{ Name = VFS; }}
+            }}
+            """)
