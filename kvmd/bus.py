@@ -270,7 +270,9 @@ class MqttBus:
         """Take one message after the other; one whose event could not be stored is not acknowledged and ends the connection."""
         while (message := await client.inbox.get()) is not None:
             topic = self._settings.topics.parse(message.topic)
-            if topic is not None:
+            if topic is None:
+                log.warning("message on an unknown topic", topic=str(message.topic))
+            else:
                 await inbox(Delivery(topic, bytes(message.payload), message.retain, message.dup))
             client.unread_bytes -= len(message.payload)
             client.acknowledge(message)

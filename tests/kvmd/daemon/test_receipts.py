@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvmwire.codec import MAX_EVENT_SIZE
-from tests.kvmd.daemon.harness import HOST, Daemon, Site, enveloped, record, running, sha256
+from tests.kvmd.daemon.harness import HOST, PREFIX, Daemon, Site, enveloped, record, running, sha256
 from tests.support import images
 from tests.support.brokers import Broker
 from tests.support.hostile import HostileServer
@@ -250,3 +250,9 @@ async def test_one_id_on_two_topics_names_two_events(lab: Site) -> None:
         ("kvmd/v1/register/one", "accepted"),
         ("kvmd/v1/register/two", "accepted"),
     }
+
+
+@pytest.mark.parametrize("topic", ["command/all/rechek", "register/_deb12", "depoly/all/deb12"])
+async def test_a_topic_that_is_not_understood_is_named_in_the_log(kvmd: Daemon, lab: Site, topic: str) -> None:
+    await lab.send(topic, json.dumps({"template": "deb12"}), retain=False)
+    await kvmd.has_logged("message on an unknown topic", level="warning", topic=f"{PREFIX}/{topic}")
