@@ -119,7 +119,12 @@ class Announcer:
         self._bus.post(Message(topic, encode_status(receipt), is_retained=False, on_sent=sent))
 
     async def _look_at_pools(self) -> None:
+        before = {pool.name: pool.state for pool in self._pools}
         self._pools = tuple([await self._look_at(name, store) for name, store in self._stores.items()])
+        for pool in self._pools:
+            if pool.state is not before.get(pool.name, PoolState.ACTIVE):
+                say = log.info if pool.state is PoolState.ACTIVE else log.warning
+                say("pool", name=pool.name, path=pool.path, state=pool.state)
 
     async def _look_at(self, name: str, store: Store) -> PoolStatus:
         """Describe a pool; one that does not answer, as on a dead NFS server, must not keep the host from hearing events."""

@@ -99,6 +99,15 @@ async def test_a_pool_that_is_missing_is_announced_and_waited_for(
         await lab.watch.replica("deb12", "ready")
 
 
+async def test_a_pool_that_cannot_be_used_is_named_in_the_log_before_anybody_needs_it(
+    broker: Broker, tmp_path: Path
+) -> None:
+    daemon = Daemon(tmp_path / "kvm01", broker.url)
+    daemon.pool.rmdir()
+    async with running(daemon):
+        await daemon.has_logged("pool", level="warning", name="default", state="missing", path=str(daemon.pool))
+
+
 def _garbage(journal: Path) -> None:
     journal.write_bytes(b"\x00garbage" * 4096)
 
