@@ -118,6 +118,11 @@ class Fleet:
             return None
         return seen.event.data if seen.event.data.ensure is Ensure.PRESENT else None
 
+    def is_known(self, template: str) -> bool:
+        """Whether a register event, a deploy event or a host tells of the template."""
+        told = {one.template for one in self.probes} | {one.template for one in self.replicas}
+        return self.template(template) is not None or any(self.deployments(template)) or template in told
+
     def deployments(self, template: str | None = None, pool: str | None = None) -> Iterator[Deployment]:
         """Deploy events, of one template or pool where it is named."""
         for topic, seen in self.events.items():

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from controller import views
 from controller.commands.invocation import Invocation, Parsers, add_hosts, add_parser, duration_s, name, no_host
+from controller.errors import ControlError
+from controller.fleet import Fleet
 from controller.outcome import receipt_exit
 from controller.publish import Sent, commands, now_utc, publish
 from controller.session import Session, open_session
-from kvmwire.codes import Exit
+from kvmwire.codes import Exit, FailureCode
 from kvmwire.events import CommandData
 from kvmwire.status import Receipt
 from kvmwire.topics import Verb
@@ -47,7 +49,9 @@ async def recheck(invocation: Invocation) -> Exit:
 async def _command(invocation: Invocation, verb: Verb) -> Exit:
     args, output = invocation.arguments, invocation.output
     topics = invocation.settings.mqtt.topics
-    async with open_session(invocation.settings, topics.host_filters() + topics.receipt_filters()) as session:
+    filters = topics.host_filters() + topics.wanted_filters(args.name) + topics.outcome_filters(args.name)
+    async with open_session(invocation.settings, filters + topics.receipt_filters()) as session:
+        _check_known(session.fleet, verb, args.name)
         data = CommandData(template=args.name, pool=args.pool, reason=args.reason)
         sent = await publish(session, commands(verb, data, hosts=dict.fromkeys(args.host), now=now_utc()))
         hosts = set[str]().union(*(one.hosts for one in sent))
@@ -62,6 +66,16 @@ async def _command(invocation: Invocation, verb: Verb) -> Exit:
         if silent:
             output.say(f"no answer yet from: {', '.join(silent)}")
         return receipt_exit(hosts - set(offline) or hosts, answers)
+
+
+def _check_known(fleet: Fleet, verb: Verb, template: str) -> None:
+    """Refuse a name that no event and no host tells of: every host would accept the command, and do nothing."""
+    if not fleet.is_known(template):
+        raise ControlError(
+            f"{verb.value} {template}: no event and no host tells of this template; nothing was published.",
+            hint="See what there is with: kvmctl templates, kvmctl replicas",
+            code=FailureCode.TEMPLATE_UNKNOWN,
+        )
 
 
 async def _answers(session: Session, sent: Sequence[Sent], timeout_s: float) -> dict[str, Receipt]:

@@ -15,7 +15,7 @@ from kvmwire.codec import decode_event
 from kvmwire.codes import FailureCode
 from kvmwire.events import DeployData, Ensure, RegisterData
 from kvmwire.status import HostState, Verdict
-from kvmwire.topics import DeployTopic, ProgressTopic, RegisterTopic, Topics
+from kvmwire.topics import CommandTopic, DeployTopic, ProgressTopic, RegisterTopic, Topics, Verb
 from tests.controller.kvmctl import CHECKSUM, URL, Kvmctl, ended
 from tests.controller.scripted_host import Script, ScriptedHost
 from tests.support.brokers import Broker
@@ -201,6 +201,7 @@ async def test_unregister_is_a_tombstone_and_deploy_then_says_unknown(broker: Br
 async def test_cancel_tells_every_answer(broker: Broker, kvmctl: Kvmctl) -> None:
     host = ScriptedHost(broker.url, "kvm01")
     async with host.running(), ScriptedHost(broker.url, "kvm02").running():
+        await kvmctl.registered()
         done = await kvmctl.run("cancel", "deb12", "--json")
         one = await kvmctl.run("recheck", "deb12", "--host", "kvm02", "--json")
     assert (done.code, {row["host"]: row["outcome"] for row in done.rows}) == (
@@ -208,15 +209,28 @@ async def test_cancel_tells_every_answer(broker: Broker, kvmctl: Kvmctl) -> None
         {"kvm01": "accepted", "kvm02": "accepted"},
     )
     assert [row["host"] for row in one.rows] == ["kvm02"]
-    assert [event.topic for event in host.received] == [host.received[0].topic]
+    assert [event.topic for event in host.received] == [RegisterTopic("deb12"), CommandTopic(Verb.CANCEL)]
 
 
 async def test_a_command_nobody_answers_ends_with_4(broker: Broker, kvmctl: Kvmctl) -> None:
     host = ScriptedHost(broker.url, "kvm01", Script(silent_for=99))
     async with host.running():
+        await kvmctl.registered()
         done = await kvmctl.run("cancel", "deb12", "--timeout", "0.5s")
     assert done.code == 4
     assert "no answer yet from: kvm01" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["cancel", "recheck"])
+async def test_a_command_about_a_template_that_nobody_knows_is_refused(
+    broker: Broker, kvmctl: Kvmctl, verb: str
+) -> None:
+    host = ScriptedHost(broker.url, "kvm01")
+    async with host.running():
+        await kvmctl.registered("deb12")
+        done = await kvmctl.run(verb, "deb13", "--json")
+    assert (done.code, done.rows[0]["code"]) == (1, "TEMPLATE_UNKNOWN")
+    assert [topic for topic, _ in kvmctl.history()] == ["kvmd/v1/register/deb12"]
 
 
 async def test_hosts_shows_offline_hosts_with_their_pools(broker: Broker, kvmctl: Kvmctl) -> None:
