@@ -143,7 +143,7 @@ def _before_status(host: str, fleet: Fleet, receipt: Receipt | None) -> Standing
     if not fleet.is_online(host):
         why = "offline" if host in fleet.hosts else "unknown"
         return Standing(
-            host, Phase.MISSING, why, message="it gets the event when it comes", hint=f"Start kvmd on {host}."
+            host, Phase.MISSING, why, message="it gets the event when it comes.", hint=f"Start kvmd on {host}."
         )
     state = receipt.outcome.value if receipt else "sent"
     return Standing(host, Phase.PENDING, state)

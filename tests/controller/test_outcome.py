@@ -65,7 +65,8 @@ def test_a_refusal_settles_it_without_any_status() -> None:
 
 def test_a_host_that_does_not_listen_is_missing() -> None:
     gone = (HostTopic("kvm01"), host_status("kvm01", HostState.OFFLINE))
-    assert replica_standing(wish(), fleet_of(gone), {}).state == "offline"
+    offline = replica_standing(wish(), fleet_of(gone), {})
+    assert (offline.state, offline.message) == ("offline", "it gets the event when it comes.")
     assert replica_standing(wish(), fleet_of(), {}).state == "unknown"
     running = fleet_of(gone, (REPLICA, replica_status(5, ReplicaState.DOWNLOADING)))
     assert replica_standing(wish(), running, {}).phase is Phase.MISSING
