@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import shlex
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from controller.commands.invocation import Invocation, Parsers, add_parser
+from controller.errors import UsageError
 from controller.lab.brokers import BROKERS
 from controller.lab.cluster import Lab
 from controller.output import Output
@@ -22,12 +24,16 @@ _MAX_HOSTS = 64
 def add(parsers: Parsers) -> None:
     """Add the parser."""
     parser = add_parser(parsers, "lab", lab, "a whole cluster on this machine: broker, controller and hosts")
-    parser.add_argument(
-        "--hosts", type=int, default=3, choices=range(1, _MAX_HOSTS + 1), metavar="N", help="so many hosts; 3"
-    )
+    parser.add_argument("--hosts", type=_host_count, default=3, metavar="N", help="so many hosts; 3")
     parser.add_argument("--dir", type=Path, help="where everything is put; a temporary folder")
     parser.add_argument("--broker", choices=("auto", *BROKERS), default="auto", help="auto: nats, else mosquitto")
     parser.add_argument("--keep", action="store_true", help="leave the temporary folder behind")
+
+
+def _host_count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MAX_HOSTS:
+        raise argparse.ArgumentTypeError(f"{text[:80]!a}: expected 1 to {_MAX_HOSTS}")
+    return int(text)
 
 
 class _StoppedError(Exception):
@@ -41,7 +47,7 @@ async def lab(invocation: Invocation) -> Exit:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    folder = args.dir or Path(tempfile.mkdtemp(prefix="kvmd-lab-"))
+    folder = await asyncio.to_thread(_folder, args.dir)
     try:
         async with beside(_stopped(stop)):  # it may come while the cluster is still being started
             await _run(invocation.output, folder, hosts=args.hosts, broker=args.broker)
@@ -51,6 +57,18 @@ async def lab(invocation: Invocation) -> Exit:
         if args.dir is None and not args.keep:
             shutil.rmtree(folder)
     return Exit.DONE
+
+
+def _folder(chosen: Path | None) -> Path:
+    if chosen is None:
+        return Path(tempfile.mkdtemp(prefix="kvmd-lab-"))
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise UsageError(
+            f"--dir {chosen}: it cannot be made: {exc.strerror}.", hint="Name a folder that can be written to."
+        ) from exc
+    return chosen
 
 
 async def _stopped(stop: asyncio.Event) -> None:

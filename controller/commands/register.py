@@ -49,6 +49,7 @@ def add(parsers: Parsers) -> None:
     parser.add_argument(
         "--check",
         action="append",
+        type=name,
         default=[],
         metavar="any|all|none|HOST",
         help="who checks the sources; all by default",

@@ -56,7 +56,10 @@ async def test_bad_input_is_refused_at_once(alone: Kvmctl, words: list[str], cod
         ["deploy", "t", "--all", "--deadline", "soon"],
         ["deploy", "t", "--label", "zone"],
         ["register", "t", URL, "--header", "no colon"],
+        ["register", "t", URL, "--check", "a/b"],
         ["lab", "--hosts", "0"],
+        ["lab", "--hosts", "-1"],
+        ["lab", "--hosts", "65"],
     ],
 )
 def test_what_argparse_can_refuse_ends_with_2(words: list[str]) -> None:

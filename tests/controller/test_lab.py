@@ -145,3 +145,10 @@ async def test_a_lab_keeps_away_from_the_broker_of_the_environment(
         done = await Kvmctl(lab.url, tmp_path).run("hosts", "--json", "--mqtt", lab.url)
     assert [row["host"] for row in done.rows] == ["kvm01"]
     assert done.rows[0]["pools"][0]["path"] == str(lab.pool("kvm01"))
+
+
+async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = await Kvmctl("mqtt://127.0.0.1:1", tmp_path).run("lab", "--dir", str(tmp_path / "file/lab"))
+    assert done.code == 2
+    assert f"--dir {tmp_path}/file/lab: it cannot be made: Not a directory." in done.stderr
