@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from controller.cli import build_parser as kvmctl_parser
+from controller.program import build_parser as kvmctl_parser
 from docs.refgen.markdown import NOTICE, code, table
 from kvmd.cli import build_parser as kvmd_parser
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from controller.cli import build_parser, run
 from controller.output import Output
+from controller.program import build_parser, run
 from controller.registry import Registry
 
 CHECKSUM = "{SHA-256}" + "ab" * 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from controller.cli import build_parser
 from controller.commands.invocation import byte_count, deadline, duration_s
+from controller.program import build_parser
 from controller.registry import Registry, Stored
 from kvmwire import __version__
 from tests.controller.kvmctl import CHECKSUM, URL, Kvmctl
@@ -76,6 +77,27 @@ async def test_a_machine_is_read_and_checked(alone: Kvmctl, tmp_path: Path) -> N
     done = await alone.run("deploy", "t", "--all", "--machine", str(bad))
     assert done.code == 2
     assert "cpus: unknown field" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["hosts"], ["lab"]])
+def test_ctrl_c_while_python_still_imports_shows_no_traceback(tmp_path: Path, words: list[str]) -> None:
+    """A folder of ours stands in for the slow disk: the import of the program says when it has begun, and waits."""
+    hook = tmp_path / "pydantic.py"
+    hook.write_text("import sys\nprint('importing', flush=True)\nsys.stdin.read()\n")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; from controller.cli import main; sys.exit(main(sys.argv[1:]))", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (-signal.SIGINT, "")
 
 
 def test_common_options_may_stand_before_or_after_the_command() -> None:
