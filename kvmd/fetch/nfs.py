@@ -65,11 +65,11 @@ class NfsSource:
     async def probe(self) -> Head:
         """Ask for the file's facts, and read its first bytes."""
         async with self._reading() as reader:
-            entity = await reader.connection.entity(self._url, self._parts)
+            entity = await reader.entity()
             await reader.connection.open(self._url, self._parts)
             head = bytearray(min(HEAD_LENGTH, entity.size or 0))
             length = await reader.connection.read(self._url, memoryview(head), 0)
-            check_same(self._url, entity, await reader.connection.entity(self._url, self._parts))
+            check_same(self._url, entity, await reader.entity())
         return Head(entity=entity, head=bytes(head[:length]))
 
     @asynccontextmanager
@@ -94,7 +94,7 @@ class NfsSource:
             self._step = next_step(self._step, monotonic() - asked, block)
             position += length
             if position == wanted.end or length < len(target):
-                check_same(self._url, entity, await reader.connection.entity(self._url, self._parts))
+                check_same(self._url, entity, await reader.entity())
             if length < len(target):
                 raise SourceUnreachableError(
                     f"source {self._url}: an answer ended early, at {position} bytes of {entity.size}."
@@ -143,9 +143,16 @@ class _Reader:
             await self._reopen(entity)
         return await self.connection.read(self._url, target, offset)
 
+    async def entity(self) -> Entity:
+        """Ask what stands at the path now; a server that remembers a file which was replaced is asked again."""
+        try:
+            return await self.connection.entity(self._url, self._parts)
+        except SourceForgottenError:
+            return await self.connection.entity(self._url, self._parts)
+
     async def _open(self, entity: Entity) -> None:
         await self.connection.open(self._url, self._parts)
-        check_same(self._url, entity, await self.connection.entity(self._url, self._parts))
+        check_same(self._url, entity, await self.entity())
 
     async def _reopen(self, entity: Entity) -> None:
         """Open the file on another connection; what is already read stays, if it is still the same file."""

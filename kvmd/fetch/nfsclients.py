@@ -43,8 +43,8 @@ except ImportError as exc:
 
 _IDLE_S = 60.0
 """A connection that nothing used for so long is closed when the next one is asked for."""
-_CLOSE_S = 1.0
-"""What a server gets for its part of closing; the library lets go of everything by itself later."""
+_CLOSE_S = 0.5
+"""What a server gets for its part of closing a file, and a connection."""
 _OPTIONS = frozenset({"uid", "gid", "mount_port"})
 _FORGOTTEN = frozenset({"STALE", "BADHANDLE", "FHEXPIRED", "EXPIRED", "STALE_STATEID", "STALE_CLIENTID", "BAD_STATEID"})
 _NOT_REGULAR = frozenset({"SYMLINK", "ISDIR", "NOTDIR", "INVAL", "WRONG_TYPE"})
@@ -118,10 +118,12 @@ class Connection:
         self._file = None
 
     async def close(self) -> None:
-        """Close the connection, politely if that is quick."""
-        with suppress(TimeoutError, nfs_rs.NfsError):
-            async with asyncio.timeout(_CLOSE_S):
-                await asyncio.shield(self._client.close())
+        """Close the connection, politely if that is quick; where it is not, the library does the rest by itself."""
+        for thing in (self._file, self._client):
+            with suppress(TimeoutError, nfs_rs.NfsError):
+                async with asyncio.timeout(_CLOSE_S):
+                    if thing is not None:
+                        await thing.close()
 
     def _path(self, parts: tuple[str, ...]) -> str:
         return "/".join(parts[len(self.root) :])
@@ -204,7 +206,7 @@ class Clients:
         return allowed
 
     async def _mount(self, url: SourceUrl, address: str, parts: tuple[str, ...]) -> Connection:
-        """Connect with the newest version whose way of answering is safe; see the module."""
+        """Connect with the first version that is safe to use; see the module."""
         server = f"nfs://[{address}]:{url.origin.port}" if ":" in address else f"nfs://{address}:{url.origin.port}"
         refused: list[str] = []
         for version in ("4.0", "4.1"):
@@ -213,32 +215,33 @@ class Clients:
             except SourceError as exc:
                 if not _refuses_version(exc.__cause__):
                     raise
-                refused.append(f"{version}: {exc.message}")
+                refused.append(f"{version}: {exc.__cause__}")
                 continue
             connection = Connection(client, (), stall_timeout_s=self._environment.stall_timeout_s)
             if not client.capabilities.pnfs:
                 return connection
-            refused.append(f"{version}: offers pNFS")
+            refused.append(f"{version}: it offers pNFS")
             await connection.close()
-        return await self._mount_export(url, server, parts, refused)
+        return await self._mount_export(url, server, parts, refused=refused)
 
     async def _mount_export(
-        self, url: SourceUrl, server: str, parts: tuple[str, ...], refused: list[str]
+        self, url: SourceUrl, server: str, parts: tuple[str, ...], *, refused: list[str]
     ) -> Connection:
+        """Connect with version 3, to the innermost export that holds the path."""
+        told = "; ".join(refused)
         try:
             with translated(url):
                 listed = await nfs_rs.list_exports_async(f"{server}/", **self._version_3())
         except SourceError as exc:
-            told = "; ".join([*refused, f"3: {exc.message}"])
             raise ProtocolError(
-                f"source {url}: the server serves no version of NFS that can be used ({told})."
+                f"source {url}: no version of NFS that can be used with this server ({told}; 3: {exc.__cause__})."
             ) from exc
         exports = [tuple(name for name in one.path.split("/") if name) for one in listed]
         fitting = [export for export in exports if parts[: len(export)] == export]
         if not fitting:
             raise UrlForbiddenError(
-                f"source {url}: it is in none of the server's {len(exports)} exports; refused.",
-                hint="Write the path as the server exports it; `showmount -e` lists the exports.",
+                f"source {url}: in none of the server's {len(exports)} exports for version 3 ({told}); refused.",
+                hint="Write the path as the server exports it: `showmount -e` lists the exports.",
             )
         root = max(fitting, key=len)
         client = await self._connect(url, f"{server}/{quote('/'.join(root))}", "3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,6 +14,7 @@ import pytest
 from tests.support.ports import free_port
 from tests.support.processes import ChildProcess
 from tests.support.programs import require_program
+from tests.support.waiting import eventually
 
 NFS_4 = "Protocols = 4;"
 NFS_3 = "Protocols = 3;"
@@ -41,15 +43,15 @@ class Ganesha:
         self._pnfs = pnfs
         self._access = access
         self._config = folder / "ganesha.conf"
-        self.configure(export_id=1)
-        log = folder / "ganesha.log"
+        self._configure(export_id=1)
+        self._log = folder / "ganesha.log"
         command = [
             require_program("ganesha.nfsd"),
             "-F",
             "-f",
             self._config,
             "-L",
-            log,
+            self._log,
             "-p",
             folder / "pid",
             "-N",
@@ -70,8 +72,15 @@ class Ganesha:
         """URL of a file below ``root``."""
         return f"nfs://127.0.0.1:{self.port}{self.export}/{quote(path)}"
 
-    def configure(self, *, export_id: int) -> None:
-        """Write what the next start reads; handles that were given under another id are stale then."""
+    async def export_anew(self, *, export_id: int) -> None:
+        """Take the export away and give it under another id: every handle is stale from then on."""
+        self._configure(export_id=export_id)
+        self.process.signal(signal.SIGHUP)
+        await eventually(
+            lambda: "Reread exports complete" in self._log.read_text(), what="ganesha has read its exports again"
+        )
+
+    def _configure(self, *, export_id: int) -> None:
         self._config.write_text(f"""
             NFS_CORE_PARAM {{
                 {self._protocols} NFS_Port = {self.port}; MNT_Port = {self.mount_port}; Bind_addr = 127.0.0.1;
