@@ -21,14 +21,14 @@ NFS_3 = "Protocols = 3;"
 
 
 class Ganesha:
-    """One ganesha process that exports ``root`` as ``/export`` (version 3: by its real path); ``access`` is put into the export.
+    """One ganesha process that exports ``root`` as ``/export`` (version 3: by its real path).
 
     It remembers nothing of files between two calls: what a test does to ``root`` is seen at once. ``protocols`` is NFS_4 or NFS_3,
     ``minor_versions`` those of 4. Version 3 needs a portmapper at port 111.
     """
 
     def __init__(
-        self, folder: Path, *, protocols: str = NFS_4, minor_versions: str = "0,1", pnfs: bool = False, access: str = ""
+        self, folder: Path, *, protocols: str = NFS_4, minor_versions: str = "0,1", pnfs: bool = False
     ) -> None:
         if os.geteuid() != 0:
             pytest.skip("nfs-ganesha opens files by handle, which only root may")
@@ -41,9 +41,8 @@ class Ganesha:
         self._protocols = protocols
         self._minor_versions = minor_versions
         self._pnfs = pnfs
-        self._access = access
         self._config = folder / "ganesha.conf"
-        self._configure(export_id=1)
+        self._config.write_text(self._core() + self._export(1))
         self._log = folder / "ganesha.log"
         command = [
             require_program("ganesha.nfsd"),
@@ -74,14 +73,21 @@ class Ganesha:
 
     async def export_anew(self, *, export_id: int) -> None:
         """Take the export away and give it under another id: every handle is stale from then on."""
-        self._configure(export_id=export_id)
-        self.process.signal(signal.SIGHUP)
-        await eventually(
-            lambda: "Reread exports complete" in self._log.read_text(), what="ganesha has read its exports again"
-        )
+        self._config.write_text(self._core())
+        await self._reread()
+        self._config.write_text(self._core() + self._export(export_id))
+        await self._reread()
 
-    def _configure(self, *, export_id: int) -> None:
-        self._config.write_text(f"""
+    async def _reread(self) -> None:
+        before = self._rereads()
+        self.process.signal(signal.SIGHUP)
+        await eventually(lambda: self._rereads() > before, what="ganesha has read its exports again")
+
+    def _rereads(self) -> int:
+        return self._log.read_text().count("Reread exports complete")
+
+    def _core(self) -> str:
+        return f"""
             NFS_CORE_PARAM {{
                 {self._protocols} NFS_Port = {self.port}; MNT_Port = {self.mount_port}; Bind_addr = 127.0.0.1;
                 mount_path_pseudo = {str(self._protocols == NFS_4).lower()};
@@ -92,9 +98,12 @@ class Ganesha:
                 Minor_Versions = {self._minor_versions}; pnfs_mds = {str(self._pnfs).lower()};
             }}
             EXPORT_DEFAULTS {{ Attr_Expiration_Time = 0; }}
+            """
+
+    def _export(self, export_id: int) -> str:
+        return f"""
             EXPORT {{
                 Export_Id = {export_id}; Path = {self.root}; Pseudo = /export; Access_Type = RO; SecType = sys;
-                {self._protocols} Squash = No_Root_Squash; {self._access}
-                FSAL {{ Name = VFS; }}
+                {self._protocols} Squash = No_Root_Squash; FSAL {{ Name = VFS; }}
             }}
-            """)
+            """
