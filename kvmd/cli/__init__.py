@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -14,10 +15,15 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code; every error is told in a line, never as a traceback."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:  # in mid-import it shows a traceback, or is lost
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.disable()  # what is imported stays: looking for garbage meanwhile doubles the time to start
     parsed, run = _load(arguments)
     gc.freeze()
     gc.enable()
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, handler)
     return _guarded(run, parsed)
 
 

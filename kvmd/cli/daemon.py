@@ -6,7 +6,8 @@ import argparse
 import asyncio
 import os
 
-from kvmd import app, log
+from kvmd import log
+from kvmd.app import daemon
 from kvmd.config import load
 
 
@@ -14,4 +15,4 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the daemon until SIGTERM."""
     settings = load(arguments.config, os.environ).settings
     log.configure(settings.log)
-    return asyncio.run(app.run(settings, os.environ))
+    return asyncio.run(daemon.run(settings, os.environ))

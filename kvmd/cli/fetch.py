@@ -22,7 +22,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from kvmd import app
+from kvmd.app import fetching
 from kvmd.cli.output import human_size, tls_files
 from kvmd.config import Settings, load
 from kvmd.core.session import Cancelled, Failed, Ready, State, Waiting
@@ -65,9 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
     return Exit.INTERRUPTED if is_interrupted else _exit_code(state)
 
 
-def _request(arguments: argparse.Namespace, tls: TlsFiles) -> app.FetchRequest:
+def _request(arguments: argparse.Namespace, tls: TlsFiles) -> fetching.FetchRequest:
     folder, name = _destination(arguments)
-    return app.FetchRequest(
+    return fetching.FetchRequest(
         urls=arguments.urls,
         folder=folder,
         name=name,
@@ -99,12 +99,12 @@ def _destination(arguments: argparse.Namespace) -> tuple[Path, str]:
     return folder.resolve(), name
 
 
-async def _interruptible(request: app.FetchRequest, settings: Settings, report: _Report) -> State:
+async def _interruptible(request: fetching.FetchRequest, settings: Settings, report: _Report) -> State:
     """Fetch until it is done or SIGTERM comes; what is synced is kept either way."""
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await app.fetch(request, settings, Listener(report.on_state, report.on_progress))
+    return await fetching.fetch(request, settings, Listener(report.on_state, report.on_progress))
 
 
 class _Report:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvmd import app
+from kvmd.app import fetching
 from kvmd.cli.output import human_size, tls_files
 from kvmd.config import load
 from kvmd.engine.report import overall, source_probe
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Probe every URL; the exit code is that of the overall verdict."""
     settings = load(arguments.config, os.environ).settings
     findings = asyncio.run(
-        app.probe(arguments.urls, settings, headers=dict(arguments.header), tls=tls_files(arguments))
+        fetching.probe(arguments.urls, settings, headers=dict(arguments.header), tls=tls_files(arguments))
     )
     probes = [source_probe(finding) for finding in findings]
     verdict, failure = overall(probes)

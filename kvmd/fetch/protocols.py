@@ -47,7 +47,7 @@ class Protocols:
         if factory is None:
             raise ProtocolUnsupportedError(
                 f"source {url}: nothing that is installed and allowed on this host serves {scheme}; "
-                f"there is {', '.join(sorted(self._plugins))}.",
+                f"there is {', '.join(sorted(self._plugins)) or 'none: install kvmd again'}.",
                 hint="Use another source, or install a plug-in for the protocol on the host.",
             )
         if isinstance(factory, str):
@@ -76,6 +76,9 @@ def load_plugins(schemes: Collection[str]) -> dict[str, Plugin]:
 def _load(entry: EntryPoint) -> Plugin:
     try:
         factory: Factory = entry.load()
+    except ImportError as exc:
+        log.error("plug-in not loaded", exc=exc, scheme=entry.name, plugin=entry.value)
+        return f"{entry.value}: {exc}"
     except Exception as exc:  # noqa: BLE001 - foreign code: whatever it raises, the host goes on without it
         log.unexpected("plug-in not loaded", exc, scheme=entry.name, plugin=entry.value)
         return f"{entry.value}: {type(exc).__name__}: {exc}"

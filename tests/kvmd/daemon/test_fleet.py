@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kvmd.app import build_daemon, environment_of, open_sources
+from kvmd.app.daemon import build_daemon
+from kvmd.app.parts import environment_of, open_sources
 from kvmd.config import DirectoryPool, MqttSettings, PolicySettings, Settings
 from kvmd.journal import SqliteJournal
 from kvmd.notify import Notifier

@@ -14,7 +14,7 @@ from typing import TypedDict
 
 from typing_extensions import Unpack
 
-from kvmd.app import disk_threads, environment_of, limits_of, open_sources
+from kvmd.app.parts import disk_threads, environment_of, limits_of, open_sources
 from kvmd.clock import SystemClock
 from kvmd.config import Settings
 from kvmd.core.session import Cancelled, Failed, Ready, Started, State, Terms, Waiting

@@ -1,0 +1,72 @@
+"""The engine alone: one session or one probe, without broker and journal."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvmd.app.parts import disk_threads, environment_of, limits_of, open_sources, policy_of
+from kvmd.clock import SystemClock
+from kvmd.config import Settings
+from kvmd.core.admission import check_policy
+from kvmd.core.session import Started, State, Terms
+from kvmd.engine.job import Job
+from kvmd.engine.probing import Finding, Wish, probe_all
+from kvmd.engine.runner import Edges, Listener, Session
+from kvmd.engine.shaping import Shaper
+from kvmd.plugin import TlsFiles
+from kvmd.store.directory import DirectoryStore
+from kvmwire.digest import Digest
+from kvmwire.events import ImageFormat
+from kvmwire.source import SourceUrl
+
+
+@dataclass(frozen=True, slots=True)
+class FetchRequest:
+    """What a person typed after ``kvmd fetch``: all URLs are mirrors of one image. ``tls`` is for the origins of these URLs."""
+
+    urls: Sequence[SourceUrl]
+    folder: Path
+    name: str
+    checksum: Digest | None = None
+    format: ImageFormat = ImageFormat.AUTO
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    tls: TlsFiles = TlsFiles()
+
+
+async def fetch(request: FetchRequest, settings: Settings, listener: Listener) -> State:
+    """Run one session without broker and journal, and give the state it ends in. Raises KvmdError."""
+    check_policy(policy_of(settings.policy), digest=request.checksum, urls=request.urls)
+    terms = Terms(
+        volume=request.name,
+        expected=request.checksum,
+        format=request.format,
+        sources=len(request.urls),
+        max_virtual_size=settings.policy.max_virtual_size,
+    )
+    clock = SystemClock()
+    with disk_threads(settings) as executor:
+        environment = environment_of(settings, executor, typed=request.urls, tls=request.tls)
+        async with open_sources(settings, environment) as sources:
+            edges = Edges(
+                sources=sources,
+                store=DirectoryStore("folder", request.folder, executor=executor),
+                clock=clock,
+                limits=limits_of(settings),
+                shaper=Shaper(settings.transfer.rate_limit, clock),
+            )
+            job = Job(session=uuid.uuid4().hex, terms=terms, urls=request.urls, headers=request.headers)
+            return await Session(job, edges, listener).run(Started())
+
+
+async def probe(
+    urls: Sequence[SourceUrl], settings: Settings, *, headers: Mapping[str, str], tls: TlsFiles
+) -> list[Finding]:
+    """Ask every URL what a host would see there."""
+    check_policy(policy_of(settings.policy), digest=None, urls=urls)
+    wish = Wish(max_size=settings.policy.max_size, max_virtual_size=settings.policy.max_virtual_size)
+    with disk_threads(settings) as executor:
+        async with open_sources(settings, environment_of(settings, executor, typed=urls, tls=tls)) as sources:
+            return await probe_all([sources.open(url, headers) for url in urls], wish, SystemClock())
