@@ -48,7 +48,7 @@ _CLOSE_S = 0.5
 _OPTIONS = frozenset({"uid", "gid", "mount_port"})
 _FORGOTTEN = frozenset({"STALE", "BADHANDLE", "FHEXPIRED", "EXPIRED", "STALE_STATEID", "STALE_CLIENTID", "BAD_STATEID"})
 _NOT_REGULAR = frozenset({"SYMLINK", "ISDIR", "NOTDIR", "INVAL", "WRONG_TYPE"})
-_DENIED = frozenset({"PERM", "ACCESS", "ACCES", "WRONGSEC", "NAMETOOLONG", "BADNAME", "BADCHAR"})
+_DENIED = frozenset({"WRONGSEC", "NAMETOOLONG", "BADNAME", "BADCHAR"})
 _HINT = "Write the path of the regular file itself; symbolic links are not followed."
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -36,8 +37,10 @@ from kvmd.plugin import Environment
 from kvmd.ports import Source
 from kvmwire.source import SourceUrl
 from tests.kvmd.fetch.contract import BLOCK, CONTENT, SourceContract, fetch, put
-from tests.support.ganesha import Ganesha
-from tests.support.ports import free_port
+from tests.support.ganesha import NFS_3, Ganesha
+from tests.support.ports import accepts, free_port
+from tests.support.processes import ChildProcess
+from tests.support.programs import require_program
 
 EVERYWHERE = AddressPolicy((), ())
 MIB = 1 << 20
@@ -79,6 +82,16 @@ def server_41(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ganesha]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def server_3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ganesha]:
+    """Start one server that speaks version 3 alone, and a portmapper where there is none."""
+    folder = tmp_path_factory.mktemp("ganesha3")
+    Path("/run/rpcbind").mkdir(exist_ok=True)
+    portmapper = ChildProcess([require_program("rpcbind"), "-f", "-w"], log=folder / "rpcbind.log", port=111)
+    with nullcontext() if accepts(111) else portmapper, Ganesha(folder / "server", protocols=NFS_3) as running:
+        yield running
+
+
 @pytest.fixture
 async def origin(server: Ganesha, environment: Environment) -> AsyncIterator[NfsOrigin]:
     """Give the shared server's files."""
@@ -108,6 +121,20 @@ class TestContractOf41(SourceContract):
         made = NfsOrigin(server_41, environment)
         yield made
         await made.close()
+
+
+class TestContractOf3(SourceContract):
+    """The contract with a server that speaks version 3 alone."""
+
+    @pytest.fixture
+    async def origin(self, server_3: Ganesha, environment: Environment) -> AsyncIterator[NfsOrigin]:
+        made = NfsOrigin(server_3, environment)
+        yield made
+        await made.close()
+
+    async def test_what_is_in_no_export_is_forbidden(self, server_3: Ganesha, origin: NfsOrigin) -> None:
+        outside = origin.sources.open(SourceUrl.parse(f"nfs://127.0.0.1:{server_3.port}/etc/passwd"), {})
+        assert (await _refusal(outside)).code == "URL_FORBIDDEN"
 
 
 async def _refusal(source: Source) -> SourceError:
