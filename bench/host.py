@@ -55,7 +55,7 @@ async def deploy(host: Host, images: Mapping[str, str]) -> float:
 async def _all_ready(client: aiomqtt.Client, count: int) -> None:
     ready: set[str] = set()
     async for message in client.messages:
-        state = json.loads(bytes(message.payload))["state"]  # type: ignore[arg-type] # a payload that arrives is bytes
+        state = json.loads(bytes(message.payload))["state"]
         if state in {"failed", "waiting"}:
             raise SystemExit(f"the deployment failed: {message.payload!r}")
         ready |= {message.topic.value} if state == "ready" else set()
@@ -88,7 +88,7 @@ def _daemon(folder: Path, port: int) -> Generator[Host]:
         notify.bind(str(folder / "notify"))
         notify.settimeout(10)
         started = time.monotonic()
-        command = [Path(sys.executable).with_name("kvmd"), "run", "--config", config]
+        command: list[str | Path] = [Path(sys.executable).with_name("kvmd"), "run", "--config", config]
         environment = {**os.environ, "NOTIFY_SOCKET": str(folder / "notify")}
         child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         with ended(child):

@@ -41,7 +41,8 @@ def kvmd_without_checksum(download: Download) -> list[Command]:
 
 
 def _kvmd_fetch(download: Download) -> list[str | Path]:
-    command = [Path(sys.executable).with_name("kvmd"), "fetch", *download.urls, download.out, "--json"]
+    program = Path(sys.executable).with_name("kvmd")
+    command: list[str | Path] = [program, "fetch", *download.urls, download.out, "--json"]
     command += ["--ca", download.ca] if download.urls[0].startswith("https:") else []
     command += ["--config", download.config] if download.config is not None else []
     return command
@@ -49,33 +50,26 @@ def _kvmd_fetch(download: Download) -> list[str | Path]:
 
 def aria2c(download: Download) -> list[Command]:
     """Give aria2c's command, with its defaults but for the number of connections."""
-    out = download.out
-    command = [
-        "aria2c",
-        "-q",
-        "-x16",
-        "-s16",
-        f"--checksum=sha-256={download.digest}",
-        "-d",
-        out.parent,
-        "-o",
-        out.name,
-    ]
-    return [[*command, f"--ca-certificate={download.ca}", *download.urls], *_sync(download)]
+    out, checksum = download.out, f"--checksum=sha-256={download.digest}"
+    command: list[str | Path] = ["aria2c", "-q", "-x16", "-s16", checksum, "-d", out.parent, "-o", out.name]
+    command += [f"--ca-certificate={download.ca}", *download.urls]
+    return [command, *_sync(download)]
 
 
 def curl(download: Download) -> list[Command]:
     """Give curl's command and the one that hashes what came (Debian 12's sha256sum knows no SHA instructions)."""
-    fetch = ["curl", "-sS", "--cacert", download.ca, "-o", download.out, download.urls[0]]
-    return [fetch, ["openssl", "dgst", "-sha256", "-r", download.out], *_sync(download)]
+    fetch: list[str | Path] = ["curl", "-sS", "--cacert", download.ca, "-o", download.out, download.urls[0]]
+    digest: list[str | Path] = ["openssl", "dgst", "-sha256", "-r", download.out]
+    return [fetch, digest, *_sync(download)]
 
 
 def reference(program: Path, *, connections: int) -> Peer:
     """Give the peer that is bench/reference.c."""
 
     def commands(download: Download) -> list[Command]:
-        options = ["-n", str(connections), "-c", download.ca, *(["-f"] if download.is_synced else [])]
-        return [[program, *options, download.urls[0], download.out, download.digest]]
+        command: list[str | Path] = [program, "-n", str(connections), "-c", download.ca]
+        command += ["-f"] if download.is_synced else []
+        return [[*command, download.urls[0], download.out, download.digest]]
 
     return commands
 

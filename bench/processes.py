@@ -96,7 +96,18 @@ def free_port() -> int:
 def compiled(name: str, folder: Path) -> Path:
     """Compile bench/NAME.c into ``folder`` and give the program's path."""
     source, program = Path(__file__).with_name(f"{name}.c"), folder / name
-    command = ["cc", "-O2", "-Wall", "-Wextra", "-o", program, source, "-pthread", "-lssl", "-lcrypto"]
+    command: list[str | Path] = [
+        "cc",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-o",
+        program,
+        source,
+        "-pthread",
+        "-lssl",
+        "-lcrypto",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:

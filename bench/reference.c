@@ -1,7 +1,7 @@
 /* What download and SHA-256 cost at least on this machine: receive, write, hash, and nothing else.
  *
- * reference [-n CONNECTIONS] [-c CA_FILE] [-f] [-h] URL FILE SHA256
- *   -f  fdatasync the file before the end      -h  do not hash (SHA256 is then not looked at)
+ * reference [-n CONNECTIONS] [-c CA_FILE] [-f] URL FILE SHA256
+ *   -f  fdatasync the file before the end
  *
  * CONNECTIONS threads take segments of the file in order; each asks for one with an HTTP/1.1 range request, receives it into
  * one buffer and writes from there. One more thread reads back what is contiguous from the start and hashes it.
@@ -152,7 +152,8 @@ static void *hash(void *digest) {
 
 static void parse_url(const char *url, const char *ca) {
     int is_tls = !strncmp(url, "https://", 8);
-    if (sscanf(url + (is_tls ? 8 : 7), "%63[^:/]:%d%1023s", job.host, &job.port, job.path) != 3) die("URL needs http(s)://IP:PORT/PATH");
+    if (sscanf(url + (is_tls ? 8 : 7), "%63[^:/]:%d%1023s", job.host, &job.port, job.path) != 3)
+        die("expected http(s)://IP:PORT/PATH, got %s", url);
     if (!is_tls) return;
     job.tls = SSL_CTX_new(TLS_client_method());
     SSL_CTX_set_verify(job.tls, SSL_VERIFY_PEER, NULL);
@@ -160,16 +161,16 @@ static void parse_url(const char *url, const char *ca) {
 }
 
 int main(int count, char **words) {
-    int option, connections = 1, is_synced = 0, is_hashed = 1;
+    int option, connections = 1, is_synced = 0;
     const char *ca = NULL;
-    while ((option = getopt(count, words, "n:c:fh")) != -1) switch (option) {
+    while ((option = getopt(count, words, "n:c:f")) != -1) switch (option) {
         case 'n': connections = atoi(optarg); break;
         case 'c': ca = optarg; break;
         case 'f': is_synced = 1; break;
-        case 'h': is_hashed = 0; break;
         default: return 2;
         }
-    if (count - optind != 3 || connections < 1 || connections > MAX_CONNECTIONS) die("needs URL FILE SHA256, 1 to 64 connections");
+    if (count - optind != 3 || connections < 1 || connections > MAX_CONNECTIONS)
+        die("needs URL FILE SHA256, 1 to 64 connections");
     char **given = words + optind, digest[65] = "";
     parse_url(given[0], ca);
     struct connection probe;
@@ -181,10 +182,10 @@ int main(int count, char **words) {
     job.filled = calloc(job.size / SEGMENT + 1, sizeof *job.filled);
     pthread_t threads[MAX_CONNECTIONS], hasher;
     for (int i = 0; i < connections; i++) pthread_create(&threads[i], NULL, download, NULL);
-    if (is_hashed) pthread_create(&hasher, NULL, hash, digest);
+    pthread_create(&hasher, NULL, hash, digest);
     for (int i = 0; i < connections; i++) pthread_join(threads[i], NULL);
     if (is_synced && fdatasync(job.file)) die("fdatasync: %m");
-    if (is_hashed) pthread_join(hasher, NULL);
-    if (is_hashed && strcmp(digest, given[2])) die("expected %s, got %s", given[2], digest);
+    pthread_join(hasher, NULL);
+    if (strcmp(digest, given[2])) die("expected %s, got %s", given[2], digest);
     return 0;
 }

@@ -36,9 +36,9 @@ def show(name: str, outcome: Outcome) -> None:
         print(f"  {figure.name:<30} {figure.value:8.2f} {figure.unit:<6} {bound:<16} {figure.verdict}".rstrip())
 
 
-def write(outcomes: Mapping[str, Outcome], circumstances: Circumstances) -> None:
-    """Write transfer.json and transfer.svg into bench/results/, in place of the last ones."""
-    RESULTS.mkdir(exist_ok=True)
+def write(outcomes: Mapping[str, Outcome], circumstances: Circumstances, folder: Path) -> None:
+    """Write transfer.json and transfer.svg into ``folder``, in place of the last ones."""
+    folder.mkdir(exist_ok=True)
     document = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -47,9 +47,9 @@ def write(outcomes: Mapping[str, Outcome], circumstances: Circumstances) -> None
         **asdict(circumstances),
         "scenarios": {name: _plain(outcome) for name, outcome in outcomes.items()},
     }
-    (RESULTS / "transfer.json").write_text(json.dumps(document, indent=2) + "\n")
-    (RESULTS / "transfer.svg").write_text(chart(outcomes))
-    print(f"\nwritten: {RESULTS}/transfer.json and transfer.svg")
+    (folder / "transfer.json").write_text(json.dumps(document, indent=2) + "\n")
+    (folder / "transfer.svg").write_text(chart(outcomes))
+    print(f"\nwritten: {folder}/transfer.json and transfer.svg")
 
 
 def _plain(outcome: Outcome) -> dict[str, object]:

@@ -40,11 +40,11 @@ static struct {
 
 struct connection {
     int socket;
-    int is_fresh;
-    size_t have; /* bytes in `head` */
+    int is_fresh;       /* has not answered yet */
+    size_t have;        /* bytes in `head` */
     char head[8192];
-    double asked;        /* when the request came; 0: none seen yet */
-    double sent[SLOTS];  /* when the last chunks went out, in a ring */
+    double asked;       /* when the next request came; 0: none has been seen */
+    double sent[SLOTS]; /* when the last chunks went out, in a ring */
     unsigned chunks;
 };
 
@@ -68,10 +68,13 @@ static void wait_for_turn(size_t length) {
     sleep_until(turn);
 }
 
-/* Note when a next request arrives while the answer to this one is being sent. */
-static void notice_request(struct connection *c) {
+/* Wait, and note when meanwhile the next request arrives. */
+static void wait_until(struct connection *c, double when) {
     struct pollfd readable = {.fd = c->socket, .events = POLLIN};
-    if (!c->asked && poll(&readable, 1, 0) == 1) c->asked = now();
+    double left = when > now() ? when - now() : 0;
+    struct timespec most = {.tv_sec = left, .tv_nsec = (left - (time_t)left) * 1e9};
+    if (!c->asked && ppoll(&readable, 1, &most, NULL) == 1) c->asked = now();
+    sleep_until(when);
 }
 
 static int send_body(struct connection *c, off_t offset, off_t end) {
@@ -80,8 +83,7 @@ static int send_body(struct connection *c, off_t offset, off_t end) {
         if (origin.total) wait_for_turn(length);
         if (origin.rtt) {
             double *slot = &c->sent[c->chunks++ % SLOTS];
-            notice_request(c);
-            sleep_until(*slot + origin.rtt);
+            wait_until(c, *slot + origin.rtt);
             *slot = now();
         }
         for (off_t stop = offset + length; offset < stop;)
@@ -104,25 +106,36 @@ static size_t receive_request(struct connection *c) {
     return end + 4 - c->head;
 }
 
+/* Write the head of the answer to `request` into `text`; set the range that it asks for, 0 bytes where there is none. */
+static int write_head(const char *request, char *text, size_t most, off_t *offset, off_t *end) {
+    intmax_t first = 0, last = origin.size - 1;
+    const char *range = strcasestr(request, "\r\nRange: bytes=");
+    if (range) sscanf(range + 15, "%jd-%jd", &first, &last);
+    if (last >= origin.size) last = origin.size - 1;
+    if (first < 0 || first > last) return snprintf(text, most, "HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\n\r\n");
+    *offset = first;
+    *end = last + 1;
+    int length = snprintf(text, most, "HTTP/1.1 %s\r\nContent-Length: %jd\r\nContent-Type: application/octet-stream\r\n",
+                          range ? "206 Partial Content" : "200 OK", last - first + 1);
+    if (range)
+        length += snprintf(text + length, most - length, "Content-Range: bytes %jd-%jd/%jd\r\n", first, last,
+                           (intmax_t)origin.size);
+    return length + snprintf(text + length, most - length, "Accept-Ranges: bytes\r\nETag: \"image\"\r\n\r\n");
+}
+
 static int answer(struct connection *c) {
     size_t length = receive_request(c);
     if (!length) return 0;
+    char text[512];
+    off_t offset = 0, end = 0;
     c->head[length - 1] = 0;
-    intmax_t first = 0, last = origin.size - 1;
-    char *range = strcasestr(c->head, "\r\nRange: bytes="), text[512];
-    if (range) sscanf(range + 15, "%jd-%jd", &first, &last);
-    if (last >= origin.size) last = origin.size - 1;
-    int is_fine = first >= 0 && first <= last, n = 0;
-    if (is_fine) n = snprintf(text, sizeof text, "HTTP/1.1 %s\r\nContent-Length: %jd\r\n", range ? "206 Partial Content" : "200 OK", last - first + 1);
-    else n = snprintf(text, sizeof text, "HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\n");
-    if (range && is_fine) n += snprintf(text + n, sizeof text - n, "Content-Range: bytes %jd-%jd/%jd\r\n", first, last, (intmax_t)origin.size);
-    n += snprintf(text + n, sizeof text - n, "Content-Type: application/octet-stream\r\nAccept-Ranges: bytes\r\nETag: \"image\"\r\n\r\n");
+    int head = write_head(c->head, text, sizeof text, &offset, &end);
     memmove(c->head, c->head + length, c->have -= length);
-    if (origin.rtt) sleep_until(c->asked + origin.rtt * (1 + c->is_fresh));
+    double due = c->asked + origin.rtt * (1 + c->is_fresh);
+    if (!c->have) c->asked = 0;
     c->is_fresh = 0;
-    c->asked = c->have ? now() : 0;
-    if (send(c->socket, text, n, MSG_MORE) != n) return 0;
-    return !is_fine || send_body(c, first, last + 1);
+    if (origin.rtt) wait_until(c, due);
+    return send(c->socket, text, head, MSG_MORE | MSG_NOSIGNAL) == head && send_body(c, offset, end);
 }
 
 static void *serve(void *given) {
@@ -142,10 +155,12 @@ int main(int count, char **words) {
         default: return 2;
         }
     struct stat status;
-    if (count - optind != 2 || (origin.file = open(words[optind + 1], O_RDONLY)) < 0 || fstat(origin.file, &status)) return 2;
+    if (count - optind != 2) return 2;
+    if ((origin.file = open(words[optind + 1], O_RDONLY)) < 0 || fstat(origin.file, &status)) return 1;
     origin.size = status.st_size;
     signal(SIGPIPE, SIG_IGN);
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(words[optind])), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(words[optind]))};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     int listener = socket(AF_INET, SOCK_STREAM, 0);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 128)) return 1;

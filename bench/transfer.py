@@ -16,13 +16,13 @@ from types import FrameType
 from bench.origin import make_image, origin
 from bench.outcome import Outcome
 from bench.processes import compiled
-from bench.report import Circumstances, show, write
+from bench.report import RESULTS, Circumstances, show, write
 from bench.rounds import Stage
 from bench.scenarios import SCENARIOS
 
 
 def main() -> int:
-    """Run the scenarios, print each one's table as it ends, and write bench/results/."""
+    """Run the scenarios, print each one's table as it ends, and write the results where all were run or a folder is given."""
     arguments = _arguments()
     signal.signal(signal.SIGTERM, _interrupt)
     outcomes: dict[str, Outcome] = {}
@@ -34,7 +34,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing is written", file=sys.stderr)
         return 130
-    write(outcomes, Circumstances(arguments.mib, arguments.rounds, _filesystem(arguments.disk)))
+    results = arguments.results or (RESULTS if outcomes.keys() == SCENARIOS.keys() else None)
+    if results is not None:
+        write(outcomes, Circumstances(arguments.mib, arguments.rounds, _filesystem(arguments.disk)), results)
     return 0
 
 
@@ -50,6 +52,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--memory", type=Path, default=memory, help=f"folder on a tmpfs (default: {memory})")
     disk = Path(tempfile.gettempdir())
     parser.add_argument("--disk", type=Path, default=disk, help=f"folder on a disk (default: {disk})")
+    text = "folder for transfer.json and transfer.svg (default: bench/results where all scenarios are run, else none)"
+    parser.add_argument("--results", type=Path, help=text)
     return parser.parse_args()
 
 
