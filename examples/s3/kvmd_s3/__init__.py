@@ -1,0 +1,1 @@
+"""``s3://bucket/key``: objects of S3-compatible stores, as a protocol plug-in of kvmd."""
