@@ -64,10 +64,14 @@ class BrokerSettings:
 
 
 class _Client(aiomqtt.Client):
-    """aiomqtt's client with manual acknowledgement, the DUP flag, and an end-of-stream in its queue."""
+    """aiomqtt's client with manual acknowledgement, the DUP flag, and an end-of-stream in its queue.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    ``on_refused`` is told why the broker did not take a publication; only MQTT 5 says so.
+    """
+
+    def __init__(self, *arguments: Any, on_refused: Callable[[str], None], **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._on_refused = on_refused
         self.inbox: asyncio.Queue[paho.MQTTMessage | None] = asyncio.Queue()
         self.unread_bytes = 0
         self.pending_calls_threshold = 10 * PUBLISH_WINDOW
@@ -119,6 +123,7 @@ class _Client(aiomqtt.Client):
     ) -> None:
         if getattr(reason_code, "is_failure", False):
             log.error("the broker refused what we published", reason=str(reason_code))
+            self._on_refused(str(reason_code))
         super()._on_publish(client, userdata, mid, reason_code, properties)
 
     def acknowledge(self, message: paho.MQTTMessage) -> None:
@@ -133,11 +138,12 @@ class _Client(aiomqtt.Client):
 
 
 class MqttBus:
-    """Implements the port ``Bus``."""
+    """Implements the port ``Bus``. ``on_refused`` is told the broker's reason for each publication that it did not take."""
 
-    def __init__(self, settings: BrokerSettings, clock: Clock) -> None:
+    def __init__(self, settings: BrokerSettings, clock: Clock, *, on_refused: Callable[[str], None]) -> None:
         self._settings = settings
         self._clock = clock
+        self._on_refused = on_refused
         self._version = aiomqtt.ProtocolVersion.V311 if settings.version == "3.1.1" else aiomqtt.ProtocolVersion.V5
         self._waiting: dict[str, deque[Message]] = {}
         self._under_way: set[str] = set()
@@ -253,6 +259,7 @@ class MqttBus:
             keepalive=KEEPALIVE_S,
             timeout=_ANSWER_TIMEOUT_S,
             max_inflight_messages=PUBLISH_WINDOW,
+            on_refused=self._on_refused,
             **options,
         )
 

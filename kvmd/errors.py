@@ -6,8 +6,9 @@ KvmdError
     (one class a code, from UrlInvalidError to EmptySourceError)
     TransferError        no source is left
   ContentError           the bytes are there and are not what was promised
-    MetalinkInvalidError, MetalinkAmbiguousError, ChecksumMismatchError, ChecksumWeakError, ChecksumConflictError,
-    FormatMismatchError, FormatAmbiguousError, ImageUnsafeError, ImageInvalidError, VirtualSizeError
+    MetalinkInvalidError, MetalinkAmbiguousError, ChecksumMismatchError, ChecksumWeakError, ChecksumFormatError,
+    ChecksumConflictError,
+    SignatureError, FormatMismatchError, FormatAmbiguousError, ImageUnsafeError, ImageInvalidError, VirtualSizeError
   StoreError             the pool cannot take or keep the volume
     NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError, ExistsError, InUseError
   RefusedError           the request itself is refused: policy, cancelled, deadline, unknown template
@@ -217,10 +218,22 @@ class ChecksumWeakError(ContentError):
     code = FailureCode.CHECKSUM_WEAK
 
 
+class ChecksumFormatError(ContentError):
+    """There is no checksum where one was said to be."""
+
+    code = FailureCode.CHECKSUM_FORMAT
+
+
 class ChecksumConflictError(ContentError):
     """Two statements about one file's checksum contradict each other."""
 
     code = FailureCode.CHECKSUM_CONFLICT
+
+
+class SignatureError(ContentError):
+    """A signature was not made by a key that is known, or not of these bytes."""
+
+    code = FailureCode.EVENT_SIGNATURE
 
 
 class FormatMismatchError(ContentError):

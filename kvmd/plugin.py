@@ -42,13 +42,14 @@ class TlsFiles:
 class Environment:
     """The host's rules and means. Times are seconds.
 
-    ``typed`` holds the origins of URLs that a person typed: there any address is allowed. ``tls`` and ``proxies`` are for single
-    origins and given to these only. ``folders`` are those that ``file`` URLs may lead into. ``executor`` is for what blocks.
-    ``options`` is the table ``[protocols.SCHEME]`` of the settings.
+    ``schemes`` are the allowed protocols. ``typed`` holds the origins of URLs that a person typed: there any address is allowed.
+    ``tls`` and ``proxies`` are for single origins and given to these only. ``folders`` are those that ``file`` URLs may lead
+    into. ``executor`` is for what blocks. ``options`` is the table ``[protocols.SCHEME]`` of the settings.
     """
 
     addresses: AddressPolicy
     executor: Executor
+    schemes: frozenset[str] = frozenset({"http", "https"})
     typed: frozenset[Origin] = frozenset()
     allow_http: bool = True
     connect_timeout_s: float = 10.0

@@ -73,6 +73,14 @@ class Sources(Protocol):
         ...
 
 
+class Keyring(Protocol):
+    """Public keys that the host's operator trusts."""
+
+    async def verify(self, document: bytes, signature: bytes) -> None:
+        """Check a detached signature. Raises SignatureError unless one of the keys made it of these very bytes."""
+        ...
+
+
 class Volume(Protocol):
     """A partial volume. After an error of the disk it is poisoned: only ``discard`` is left. Errors: StoreError."""
 

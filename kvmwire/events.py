@@ -67,6 +67,10 @@ def _check_checksum(text: str) -> str:
         raise coded_error(exc) from exc
 
 
+def _check_checksum_or_url(text: str) -> str:
+    return _check_url(text) if "://" in text else _check_checksum(text)
+
+
 def _check_header_name(name: str) -> str:
     try:
         return check_header_name(name)
@@ -88,7 +92,9 @@ def coded_error(exc: WireError) -> PydanticCustomError:
 
 
 Url = Annotated[str, AfterValidator(_check_url), Field(json_schema_extra={"format": "uri"})]
-Checksum = Annotated[str, AfterValidator(_check_checksum), Field(description="{ALGORITHM}hex")]
+Checksum = Annotated[
+    str, AfterValidator(_check_checksum_or_url), Field(description="{ALGORITHM}hex, or the URL of a file that has it")
+]
 HeaderName = Annotated[str, AfterValidator(_check_header_name)]
 HeaderValue = Annotated[str, AfterValidator(_check_header_value)]
 Label = Annotated[str, Field(min_length=1, max_length=128)]
@@ -132,8 +138,13 @@ class RegisterData(WireModel):
 
     @property
     def digest(self) -> Digest | None:
-        """The checksum, parsed."""
-        return None if self.checksum is None else Digest.parse(self.checksum)
+        """The checksum, parsed; None where the event has none, or the URL of a file that has it."""
+        return None if self.checksum is None or "://" in self.checksum else Digest.parse(self.checksum)
+
+    @property
+    def checksum_url(self) -> str | None:
+        """Where the checksum is to be taken from, None where the event does not say so."""
+        return self.checksum if self.checksum is not None and "://" in self.checksum else None
 
     def is_checked_by(self, host: str) -> bool:
         """Whether this host is asked to probe the sources."""

@@ -9,14 +9,15 @@ import signal
 import ssl
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from kvmd.app.parts import disk_threads, environment_of, limits_of, open_sources, policy_of
+from kvmd.app.parts import disk_threads, environment_of, keyring_of, limits_of, open_sources, policy_of
 from kvmd.bus import BrokerSettings, MqttBus
 from kvmd.clock import SystemClock
 from kvmd.config import MqttSettings, Settings
 from kvmd.core.desired import HostRecord
+from kvmd.core.tally import Tally
 from kvmd.daemon.announcer import Announcer, Identity, offline
 from kvmd.daemon.host import Daemon
 from kvmd.daemon.inbox import Inbox
@@ -48,12 +49,23 @@ async def run(settings: Settings, environ: Mapping[str, str]) -> int:
                 daemon = build_daemon(
                     settings, await journal.load(), journal, sources, executor, Notifier.from_environ(environ)
                 )
-                await daemon.run(stopped)
+                async with _metrics_of(daemon, settings):
+                    await daemon.run(stopped)
         except BaseExceptionGroup as group:
             raise _ended_by(group) from group
         finally:
             await journal.close()
     return 0
+
+
+def _metrics_of(daemon: Daemon, settings: Settings) -> AbstractAsyncContextManager[None]:
+    """Serve the daemon's metrics where the settings say so."""
+    address = settings.metrics.address
+    if address is None:
+        return nullcontext()
+    from kvmd.metrics import serving  # noqa: PLC0415 - loads prometheus_client and aiohttp.web, which most hosts do not need
+
+    return serving(address, daemon.record, tally=daemon.tally, bus=daemon.bus)
 
 
 def _ended_by(group: BaseExceptionGroup[BaseException]) -> KvmdError:
@@ -81,9 +93,11 @@ def build_daemon(
         for name, pool in settings.pools.items()
     }
     identity = Identity(settings.host, settings.labels, settings.policy.allowed_protocols, started=clock.now())
-    bus = MqttBus(broker_settings(settings, identity, topics), clock)
-    announcer = Announcer(identity, record, bus=bus, journal=journal, stores=stores)
-    rules = Rules(settings.transfer.sessions, limits_of(settings), policy_of(settings.policy))
+    tally = Tally()
+    bus = MqttBus(broker_settings(settings, identity, topics), clock, on_refused=tally.refused)
+    announcer = Announcer(identity, record, bus=bus, journal=journal, stores=stores, tally=tally, clock=clock)
+    policy = settings.policy
+    rules = Rules(settings.transfer.sessions, limits_of(settings), policy_of(policy), keyring_of(policy, executor))
     reconciler = Reconciler(
         record,
         rules,
@@ -105,7 +119,7 @@ def build_daemon(
     inbox = Inbox(
         identity, record, topics=topics, journal=journal, announcer=announcer, clock=clock, on_change=on_change
     )
-    return Daemon(record, bus, inbox, announcer, prober, reconciler, notifier)
+    return Daemon(record, tally, bus, inbox, announcer, prober, reconciler, notifier)
 
 
 def broker_settings(settings: Settings, identity: Identity, topics: Topics) -> BrokerSettings:

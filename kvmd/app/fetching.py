@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kvmd.app.parts import disk_threads, environment_of, limits_of, open_sources, policy_of
+from kvmd.app.parts import disk_threads, environment_of, keyring_of, limits_of, open_sources, policy_of
 from kvmd.clock import SystemClock
 from kvmd.config import Settings
 from kvmd.core.admission import check_policy
 from kvmd.core.session import Started, State, Terms
 from kvmd.engine.job import Job
-from kvmd.engine.probing import Finding, Wish, probe_all
+from kvmd.engine.probing import Finding
 from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
+from kvmd.engine.supply import survey
 from kvmd.plugin import TlsFiles
 from kvmd.store.directory import DirectoryStore
 from kvmwire.digest import Digest
@@ -31,6 +32,7 @@ class FetchRequest:
     folder: Path
     name: str
     checksum: Digest | None = None
+    checksum_url: SourceUrl | None = None
     format: ImageFormat = ImageFormat.AUTO
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     tls: TlsFiles = TlsFiles()
@@ -56,8 +58,15 @@ async def fetch(request: FetchRequest, settings: Settings, listener: Listener) -
                 clock=clock,
                 limits=limits_of(settings),
                 shaper=Shaper(settings.transfer.rate_limit, clock),
+                keyring=keyring_of(settings.policy, executor),
             )
-            job = Job(session=uuid.uuid4().hex, terms=terms, urls=request.urls, headers=request.headers)
+            job = Job(
+                session=uuid.uuid4().hex,
+                terms=terms,
+                urls=request.urls,
+                headers=request.headers,
+                checksum_url=request.checksum_url,
+            )
             return await Session(job, edges, listener).run(Started())
 
 
@@ -65,8 +74,10 @@ async def probe(
     urls: Sequence[SourceUrl], settings: Settings, *, headers: Mapping[str, str], tls: TlsFiles
 ) -> list[Finding]:
     """Ask every URL what a host would see there."""
-    check_policy(policy_of(settings.policy), digest=None, urls=urls)
-    wish = Wish(max_size=settings.policy.max_size, max_virtual_size=settings.policy.max_virtual_size)
+    policy = settings.policy
+    check_policy(replace(policy_of(policy), require_checksum=False), digest=None, urls=urls)
+    terms = Terms("", None, ImageFormat.AUTO, len(urls), policy.max_virtual_size)
+    job = Job(session="", terms=terms, urls=urls, headers=headers)
     with disk_threads(settings) as executor:
         async with open_sources(settings, environment_of(settings, executor, typed=urls, tls=tls)) as sources:
-            return await probe_all([sources.open(url, headers) for url in urls], wish, SystemClock())
+            return await survey(job, sources, limits=limits_of(settings), clock=SystemClock())

@@ -12,6 +12,7 @@ from kvmd.config import PolicySettings, Settings
 from kvmd.core.addresses import AddressPolicy
 from kvmd.core.admission import Policy
 from kvmd.engine.job import Limits
+from kvmd.fetch.gpg import GpgKeyring
 from kvmd.fetch.protocols import Protocols, load_plugins
 from kvmd.plugin import Environment, TlsFiles
 from kvmwire.source import SourceUrl
@@ -30,6 +31,7 @@ def environment_of(
     return Environment(
         addresses=AddressPolicy(policy.allowed_networks, policy.denied_networks),
         executor=executor,
+        schemes=frozenset(policy.allowed_protocols),
         typed=origins,
         allow_http=policy.allow_http,
         connect_timeout_s=transfer.connect_timeout_s,
@@ -60,13 +62,23 @@ def limits_of(settings: Settings) -> Limits:
         stall_timeout_s=transfer.stall_timeout_s,
         max_size=settings.policy.max_size,
         max_virtual_size=settings.policy.max_virtual_size,
+        schemes=settings.policy.allowed_protocols,
+        weak_checksums=settings.policy.weak_checksums,
+        require_checksum=settings.policy.require_checksum,
+        discovers_checksums=settings.policy.discover_checksums,
     )
+
+
+def keyring_of(policy: PolicySettings, executor: Executor) -> GpgKeyring | None:
+    """Give the keys that may sign checksum files; None where the settings name none."""
+    return GpgKeyring(policy.keyring, executor) if policy.keyring is not None else None
 
 
 def policy_of(policy: PolicySettings) -> Policy:
     """Give the rules that need no look at the source."""
     return Policy(
         require_checksum=policy.require_checksum,
+        can_discover=policy.discover_checksums and policy.keyring is not None,
         weak_checksums=policy.weak_checksums,
         protocols=policy.allowed_protocols,
     )

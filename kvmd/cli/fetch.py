@@ -11,30 +11,20 @@ import sys
 import time
 from pathlib import Path, PurePosixPath
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 from kvmd.app import fetching
-from kvmd.cli.output import human_size, tls_files
+from kvmd.cli.output import tls_files
+from kvmd.cli.progress import Report
 from kvmd.config import Settings, load
 from kvmd.core.session import Cancelled, Failed, Ready, State, Waiting
-from kvmd.engine.report import replica_state
 from kvmd.engine.runner import Listener
 from kvmd.errors import KvmdError, PoolMissingError
 from kvmd.plugin import TlsFiles
 from kvmwire.codes import CODES, Exit, FailureCode
+from kvmwire.digest import Digest
+from kvmwire.source import SourceUrl
 from kvmwire.status import Failure
 from kvmwire.status import Progress as ProgressStatus
 
-_PLAIN_LINE_S = 5.0
 _INTERRUPTED = Failure(
     code=FailureCode.CANCELLED,
     message="interrupted; what was downloaded is kept.",
@@ -46,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Fetch, and give the exit code of what came out."""
     settings, tls = _settings(arguments.config), tls_files(arguments)
     started = time.monotonic()
-    report = _Report(is_quiet=arguments.json)
+    report = Report(is_quiet=arguments.json)
     is_interrupted = False
     try:
         request = _request(arguments, tls)
@@ -71,7 +61,8 @@ def _request(arguments: argparse.Namespace, tls: TlsFiles) -> fetching.FetchRequ
         urls=arguments.urls,
         folder=folder,
         name=name,
-        checksum=arguments.checksum,
+        checksum=arguments.checksum if isinstance(arguments.checksum, Digest) else None,
+        checksum_url=arguments.checksum if isinstance(arguments.checksum, SourceUrl) else None,
         format=arguments.format,
         headers=dict(arguments.header),
         tls=tls,
@@ -99,57 +90,12 @@ def _destination(arguments: argparse.Namespace) -> tuple[Path, str]:
     return folder.resolve(), name
 
 
-async def _interruptible(request: fetching.FetchRequest, settings: Settings, report: _Report) -> State:
+async def _interruptible(request: fetching.FetchRequest, settings: Settings, report: Report) -> State:
     """Fetch until it is done or SIGTERM comes; what is synced is kept either way."""
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await fetching.fetch(request, settings, Listener(report.on_state, report.on_progress))
-
-
-class _Report:
-    """Shows what happens on standard error: a bar on a terminal, else a plain line now and then."""
-
-    def __init__(self, *, is_quiet: bool) -> None:
-        self.last: ProgressStatus | None = None
-        self._is_quiet = is_quiet
-        self._told = 0.0
-        self._said = ""
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> None:
-        console = Console(stderr=True)
-        if not self._is_quiet and console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-            self._bar = Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console)
-            self._task = self._bar.add_task("starting", total=None)
-            self._bar.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    async def on_state(self, state: State) -> None:
-        text = replica_state(state).value
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=text)
-        elif not self._is_quiet and text != self._said:
-            print(text, file=sys.stderr)
-        self._said = text
-
-    def on_progress(self, progress: ProgressStatus) -> None:
-        self.last = progress
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=progress.done, total=progress.size)
-        elif not self._is_quiet and time.monotonic() - self._told >= _PLAIN_LINE_S:
-            self._told = time.monotonic()
-            share = f" ({100 * progress.done / progress.size:.0f} %)" if progress.size else ""
-            print(
-                f"{human_size(progress.done)} of {human_size(progress.size)}{share}, "
-                f"{human_size(progress.bytes_per_second)}/s",
-                file=sys.stderr,
-            )
 
 
 def _failure(state: State) -> Failure | None:
@@ -176,12 +122,19 @@ def _result(state: State, progress: ProgressStatus | None, *, seconds: float) ->
         "checksum": None,
         "format": None,
         "virtual_size": None,
+        "found_checksums": [],
         "resumed_from": progress.resumed_from if progress else 0,
+        "refetched": progress.refetched if progress else 0,
+        "connections": progress.connections if progress else 0,
+        "retries": progress.retries if progress else 0,
         "sources": [one.model_dump(mode="json", exclude_none=True) for one in progress.sources] if progress else [],
         "seconds": seconds,
     }
     if isinstance(state, Ready):
-        placement, image = state.placement, state.image
+        placement, image, found = state.placement, state.image, state.found
+        result["found_checksums"] = [
+            {"checksum": str(d), "where": found.where, "signed": found.is_vouched} for d in found.digests
+        ]
         result |= {"path": placement.path, "size": placement.size, "checksum": str(placement.digest)}
         result |= {"format": image.format.value, "virtual_size": image.virtual_size} if image else {}
     return result

@@ -57,7 +57,10 @@ def _add_fetch(commands: Commands) -> None:
     )
     parser.add_argument("destination", metavar="DEST", help="file to write, or a folder to write it into")
     parser.add_argument(
-        "--checksum", metavar="{ALG}HEX", type=_digest, help="promised digest, such as {SHA-256}9f86..."
+        "--checksum",
+        metavar="{ALG}HEX",
+        type=_checksum,
+        help="promised digest, such as {SHA-256}9f86..., or the URL of a file that has it",
     )
     parser.add_argument(
         "--format",
@@ -122,7 +125,9 @@ def _url(text: str) -> SourceUrl:
         raise argparse.ArgumentTypeError(f"{exc.code}: {exc.message}") from exc
 
 
-def _digest(text: str) -> Digest:
+def _checksum(text: str) -> Digest | SourceUrl:
+    if "://" in text:
+        return _url(text)
     try:
         return Digest.parse(text)
     except WireError as exc:

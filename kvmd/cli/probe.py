@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,9 @@ from kvmd.config import load
 from kvmd.engine.report import overall, source_probe
 from kvmwire.codes import CODES, Exit
 from kvmwire.status import SourceProbe, Verdict
+
+_NO_LIMIT = 100_000
+"""Columns of what is no terminal: nothing is folded there."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,8 +54,10 @@ def _show(probes: list[SourceProbe]) -> None:
             human_size(probe.virtual_size),
             f"{probe.seconds:.2f}",
         )
-    console = Console(soft_wrap=False)
-    console.print(table)
+    console = Console(width=None if sys.stdout.isatty() else _NO_LIMIT)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
     for probe in probes:
         if probe.code is not None:
             print(f"{probe.code}: {probe.message} {probe.hint}")

@@ -154,8 +154,18 @@ class PolicySettings(Section):
     """What the host accepts, whoever asks for it."""
 
     require_signature: bool = Field(default=False, description="refuse unsigned events; not supported by this version")
-    require_checksum: bool = Field(default=False, description="refuse deployments without a checksum")
+    require_checksum: bool = Field(
+        default=False, description="refuse deployments without a checksum, or one that a key of the keyring signed"
+    )
     weak_checksums: bool = Field(default=False, description="accept MD5 and SHA-1 checksums")
+    discover_checksums: bool = Field(
+        default=True,
+        description="look for a checksum beside the image (SHA256SUMS and the like) where the event has none",
+    )
+    keyring: OptionalPath = Field(
+        default=None,
+        description="OpenPGP public keys (gpg --export) that may sign checksum files; with it a signature that is wrong is refused",
+    )
     allow_http: bool = Field(default=True, description="accept sources without TLS")
     allowed_networks: tuple[NetworkSetting, ...] = Field(
         default=(), description="networks that may be downloaded from although they are in denied_networks"
@@ -184,19 +194,13 @@ class MetricsSettings(Section):
     """Where numbers about the daemon can be fetched."""
 
     listen: Listen = Field(
-        default="", description="host:port of the metrics; empty: none; not supported by this version"
+        default="", description="host:port to serve Prometheus metrics on, at /metrics; empty: nothing listens"
     )
 
     @property
     def address(self) -> tuple[str, int] | None:
         """Host and port of ``listen``; None where it is empty."""
         return parse_listen(self.listen) if self.listen else None
-
-    @model_validator(mode="after")
-    def _refuse_listening(self) -> Self:
-        if self.listen:
-            raise _unquoted("listen is not supported by this version, which serves no metrics; remove it")
-        return self
 
 
 class LogSettings(Section):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kvmd.core.digests import contradictions
 from kvmd.core.ranges import ByteRange
 from kvmwire.digest import Algorithm, Digest
 from kvmwire.source import SourceUrl
@@ -49,3 +51,22 @@ class Manifest:
     size: int | None = None
     digests: tuple[Digest, ...] = ()
     pieces: Pieces | None = None
+
+
+def merged(manifests: Iterable[Manifest]) -> Manifest:
+    """Give what several documents tell together: mirrors of all, and of each fact the first that is told.
+
+    An algorithm for which they give different values says nothing, so it is left out.
+    """
+    known = list(manifests)
+    digests = tuple(dict.fromkeys(digest for one in known for digest in one.digests))
+    doubtful = contradictions(digests)
+    mirrors = dict[str, MirrorUrl]()
+    for mirror in (mirror for one in known for mirror in one.mirrors):
+        mirrors.setdefault(mirror.url.raw, mirror)
+    return Manifest(
+        mirrors=tuple(sorted(mirrors.values(), key=lambda mirror: mirror.priority)),
+        size=next((one.size for one in known if one.size is not None), None),
+        digests=tuple(digest for digest in digests if digest.algorithm not in doubtful),
+        pieces=next((one.pieces for one in known if one.pieces is not None), None),
+    )

@@ -39,6 +39,19 @@ class Terms:
     deadline: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is not in the event: digests and where they were found, and how many sources there are in all.
+
+    ``is_vouched``: a signature shows whose the digests are.
+    """
+
+    digests: tuple[Digest, ...] = ()
+    where: str = ""
+    is_vouched: bool = False
+    sources: int = 0
+
+
 # --- states ---
 
 
@@ -73,6 +86,7 @@ class Downloading:
     restarts: int
     is_alone: bool
     size: int | None
+    found: Found = Found()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +96,7 @@ class Verifying:
     failures: int
     restarts: int
     is_alone: bool
+    found: Found = Found()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +106,7 @@ class Committing:
     failures: int
     stored: Stored
     image: ImageHead
+    found: Found = Found()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +116,7 @@ class Ready:
     placement: Placement
     image: ImageHead | None
     is_adopted: bool
+    found: Found = Found()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +203,7 @@ class Probed:
     """At least one source has the image."""
 
     size: int | None
+    found: Found = Found()
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,14 +329,14 @@ def step(state: State, happened: Input, terms: Terms) -> Step:
             return Removing(_failures_before(resting)), (Discard(), Remove())
         case Admitting() as admitting, LookedUp() as found:
             return _looked_up(admitting, found, terms)
-        case Probing(failures, restarts, is_alone), Probed(size):
-            return Downloading(failures, restarts, is_alone, size), (Fetch(is_alone),)
-        case Downloading(failures, restarts, is_alone), Fetched():
-            return Verifying(failures, restarts, is_alone), (Seal(),)
+        case Probing(failures, restarts, is_alone), Probed(size, found):
+            return Downloading(failures, restarts, is_alone, size, found), (Fetch(is_alone),)
+        case Downloading(failures, restarts, is_alone, _, found), Fetched():
+            return Verifying(failures, restarts, is_alone, found), (Seal(),)
         case Verifying() as verifying, Sealed(stored):
             return _sealed(verifying, stored, terms)
-        case Committing(_, stored, image), Committed(placement) if placement.digest == stored.placement.digest:
-            return Ready(placement, image, is_adopted=False), ()
+        case Committing(_, stored, image, found), Committed(placement) if placement.digest == stored.placement.digest:
+            return Ready(placement, image, is_adopted=False, found=found), ()
         case Removing(), Removed(note):
             return Absent(note), ()
         case (
@@ -371,20 +389,30 @@ def _other_content(found: LookedUp, promised: Digest, actual: Digest, terms: Ter
 
 
 def _sealed(state: Verifying, stored: Stored, terms: Terms) -> Step:
-    actual = stored.placement.digest
-    if terms.expected is not None and actual != terms.expected:
+    wrong = _contradiction(state.found, stored, terms)
+    if wrong is not None:
+        expected, actual = wrong
+        where = "" if expected == terms.expected else f" (of {state.found.where})"
         error = ChecksumMismatchError(
-            f"volume {terms.volume}: expected {terms.expected}, got {actual} of {stored.placement.size} bytes; "
+            f"volume {terms.volume}: expected {expected}{where}, got {actual} of {stored.placement.size} bytes; "
             "the bytes were discarded."
         )
-        if terms.sources > 1 and state.restarts < min(terms.sources, MAX_ALONE):
+        sources = max(terms.sources, state.found.sources)
+        if sources > 1 and state.restarts < min(sources, MAX_ALONE):
             return Probing(state.failures, state.restarts + 1, is_alone=True), (Discard(), Probe())
         return Failed(error.failure), (Discard(),)
     try:
         image = _inspect(stored, terms)
     except ContentError as exc:
         return Failed(exc.failure), (Discard(),)
-    return Committing(state.failures, stored, image), (Commit(),)
+    return Committing(state.failures, stored, image, state.found), (Commit(),)
+
+
+def _contradiction(found: Found, stored: Stored, terms: Terms) -> tuple[Digest, Digest] | None:
+    """Give the first promised digest that the stored bytes do not have, and the one that they have."""
+    actual = {digest.algorithm: digest for digest in (*stored.digests, stored.placement.digest)}
+    promised = (*((terms.expected,) if terms.expected else ()), *found.digests)
+    return next(((one, actual[one.algorithm]) for one in promised if actual[one.algorithm] != one), None)
 
 
 def _inspect(stored: Stored, terms: Terms) -> ImageHead:

@@ -87,16 +87,22 @@ def candidates(url: SourceUrl) -> tuple[Candidate, ...]:
     places += [(folder + name, Kind.FOLDER, algorithm) for name, algorithm in _OF_FOLDER]
     try:
         return tuple(
-            Candidate(
-                SourceUrl.parse(place + mark + query),
-                kind,
-                algorithm,
-                tuple(SourceUrl.parse(place + suffix + mark + query) for suffix in _OF_SIGNATURE),
-            )
-            for place, kind, algorithm in places
+            _candidate(SourceUrl.parse(place + mark + query), kind, algorithm) for place, kind, algorithm in places
         )
     except WireError:  # longer than a URL may be
         return ()
+
+
+def named(url: SourceUrl) -> Candidate:
+    """Give the place that somebody named as the file with the checksum."""
+    suffixes = [(suffix, algorithm) for suffix, algorithm in (*_OF_FILE, *_OF_FOLDER) if url.path.endswith(suffix)]
+    return _candidate(url, Kind.FOLDER, suffixes[0][1] if suffixes else None)
+
+
+def _candidate(url: SourceUrl, kind: Kind, algorithm: Algorithm | None) -> Candidate:
+    path, mark, query = url.raw.partition("?")
+    signatures = tuple(SourceUrl.parse(path + suffix + mark + query) for suffix in _OF_SIGNATURE)
+    return Candidate(url, kind, algorithm, signatures)
 
 
 def find(text: bytes, name: str, *, algorithm: Algorithm | None) -> Digest | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kvmd.core.desired import HostRecord, ProbeRecord, Replica, ReplicaKey
+from kvmd.core.tally import Tally
 from kvmd.log import get_logger
-from kvmd.ports import Bus, Journal, Message, Store
+from kvmd.ports import Bus, Clock, Journal, Message, Store
 from kvmwire import __version__
 from kvmwire.codec import encode_status
 from kvmwire.status import HostState, HostStatus, PoolState, PoolStatus, Progress, Receipt
@@ -48,16 +49,26 @@ def offline(identity: Identity) -> Message:
 
 
 class Announcer:
-    """Posts statuses; the bus keeps only the newest of each topic while there is no connection."""
+    """Posts statuses; the bus keeps only the newest of each topic while there is no connection. The tally hears of what is new."""
 
     def __init__(
-        self, identity: Identity, record: HostRecord, *, bus: Bus, journal: Journal, stores: Mapping[str, Store]
+        self,
+        identity: Identity,
+        record: HostRecord,
+        *,
+        bus: Bus,
+        journal: Journal,
+        stores: Mapping[str, Store],
+        tally: Tally,
+        clock: Clock,
     ) -> None:
         self._identity = identity
         self._record = record
         self._bus = bus
         self._journal = journal
         self._stores = stores
+        self._tally = tally
+        self._clock = clock
         self._pools: tuple[PoolStatus, ...] = ()
         self._looking: dict[str, asyncio.Future[PoolStatus]] = {}
 
@@ -65,7 +76,7 @@ class Announcer:
         """Announce everything after a connect, and the receipts that may not have arrived."""
         await self.announce()
         for event_id in self._record.unsent:
-            self.receipt(self._record.receipts[event_id])
+            self._post_receipt(self._record.receipts[event_id])
 
     async def announce(self) -> None:
         """Announce the host, every replica and every probe.
@@ -75,7 +86,7 @@ class Announcer:
         await self._look_at_pools()
         self._post_host()
         for replica in self._record.replicas.values():
-            self.replica(replica)
+            self._post_replica(replica)
         for probe in self._record.probes.values():
             self.probe(probe)
         for template in self._record.templates.values():
@@ -90,12 +101,17 @@ class Announcer:
             self._post_host()
 
     def replica(self, replica: Replica) -> None:
-        """Announce where a replica stands."""
+        """Announce where a replica stands now."""
+        self._tally.reached(replica.status, now=self._clock.monotonic())
+        self._post_replica(replica)
+
+    def _post_replica(self, replica: Replica) -> None:
         topic = ReplicaTopic(self._identity.host, *replica.key)
         self._bus.post(Message(topic, encode_status(replica.status)))
 
     def progress(self, key: ReplicaKey, progress: Progress) -> None:
         """Announce the figures of a running download, if anybody can hear it now."""
+        self._tally.progressed(key, progress)
         topic = ProgressTopic(self._identity.host, *key)
         self._bus.post(Message(topic, encode_status(progress), is_retained=False, is_droppable=True))
 
@@ -109,7 +125,10 @@ class Announcer:
 
     def receipt(self, receipt: Receipt) -> None:
         """Answer an event; the journal keeps the answer until the broker has taken it."""
+        self._tally.answered(receipt.outcome)
+        self._post_receipt(receipt)
 
+    def _post_receipt(self, receipt: Receipt) -> None:
         async def sent() -> None:
             if receipt.event in self._record.unsent:
                 await self._journal.receipt_sent(receipt.event)

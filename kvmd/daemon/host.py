@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from kvmd.core.desired import HostRecord
+from kvmd.core.tally import Tally
 from kvmd.daemon.announcer import Announcer
 from kvmd.daemon.inbox import Inbox
 from kvmd.daemon.prober import Prober
@@ -32,6 +33,7 @@ class Daemon:
     """The parts, made by the composition root."""
 
     record: HostRecord
+    tally: Tally
     bus: Bus
     inbox: Inbox
     announcer: Announcer

@@ -16,6 +16,7 @@ from kvmd.core.session import (
     Committing,
     Downloading,
     Failed,
+    Found,
     Input,
     Ready,
     RemovalStarted,
@@ -71,6 +72,7 @@ def assignment(
         urls=urls,
         headers=template.headers if template else {},
         size=template.size if template else None,
+        checksum_url=SourceUrl.parse(template.checksum_url) if template and template.checksum_url else None,
         rate_limit=wish.data.rate_limit,
         failures=before.failures if is_same_wish and before else 0,
         sibling=sibling,
@@ -189,7 +191,7 @@ def _with_state(replica: Replica, state: State, job: Job) -> Replica:
         case Committing(_, stored, _):
             # Written down before the rename: after a crash in between, the file under the final name is recognised as ours.
             return replace(replica, placement=stored.placement, is_ours=True, content=job.content)
-        case Ready(placement, image, is_adopted):
+        case Ready(placement, image, is_adopted, found):
             ready = _announcing(
                 replica,
                 path=placement.path,
@@ -197,7 +199,8 @@ def _with_state(replica: Replica, state: State, job: Job) -> Replica:
                 checksum=str(placement.digest),
                 format=image.format.value if image else None,
                 virtual_size=image.virtual_size if image else None,
-                message="the file was there already and has the right content." if is_adopted else "",
+                message=_ready_message(found, is_adopted=is_adopted),
+                trust=Trust.CHECKSUM if job.terms.expected or found.is_vouched else Trust.NONE,
                 progress=None,
             )
             return replace(ready, placement=placement, is_ours=not is_adopted, content=job.content, failures=0)
@@ -210,6 +213,16 @@ def _with_state(replica: Replica, state: State, job: Job) -> Replica:
             return replace(gone, placement=None, is_ours=False, content="", failures=0)
         case _:
             return replica
+
+
+def _ready_message(found: Found, *, is_adopted: bool) -> str:
+    if is_adopted:
+        return "the file was there already and has the right content."
+    if not found.digests:
+        return ""
+    checked = " and ".join(str(digest.algorithm) for digest in found.digests)
+    signer = "signed by a key of this host's keyring" if found.is_vouched else "which nobody has signed"
+    return f"it has the {checked} of {found.where}, {signer}."
 
 
 def _announcing(replica: Replica, **update: object) -> Replica:

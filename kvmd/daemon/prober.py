@@ -7,10 +7,13 @@ from collections.abc import Iterable
 
 from kvmd.core.admission import check_policy
 from kvmd.core.desired import HostRecord, ProbeRecord, TemplateRecord
+from kvmd.core.session import Terms
 from kvmd.daemon.announcer import Announcer
 from kvmd.daemon.rules import JOURNAL_PAUSE_S, Rules
-from kvmd.engine.probing import Finding, Wish, probe_all
+from kvmd.engine.job import Job
+from kvmd.engine.probing import Finding
 from kvmd.engine.report import probe_status
+from kvmd.engine.supply import survey
 from kvmd.errors import KvmdError
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Journal, Sources
@@ -91,12 +94,11 @@ class Prober:
             self._wake.set()
 
     async def _ask(self, data: RegisterData) -> list[Finding]:
-        urls = [SourceUrl.parse(url) for url in data.urls]
+        urls, limits = [SourceUrl.parse(url) for url in data.urls], self._rules.limits
         try:
             check_policy(self._rules.policy, digest=data.digest, urls=urls)
-            sources = [self._sources.open(url, data.headers) for url in urls]
         except KvmdError as exc:
             return [Finding(url, seconds=0.0, error=exc) for url in urls]
-        limits = self._rules.limits
-        wish = Wish(data.format, data.size, limits.max_size, limits.max_virtual_size)
-        return await probe_all(sources, wish, self._clock)
+        terms = Terms(data.template, data.digest, data.format, len(urls), limits.max_virtual_size)
+        job = Job(session="", terms=terms, urls=urls, headers=data.headers, size=data.size)
+        return await survey(job, self._sources, limits=limits, clock=self._clock)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvmd.core.admission import Policy
 from kvmd.engine.job import Limits
+from kvmd.ports import Keyring
 
 JOURNAL_PAUSE_S = 5.0
 """How long work rests after the journal could not be written: a full disk is not emptied faster by trying."""
@@ -13,8 +14,9 @@ JOURNAL_PAUSE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Limits of a session, the policy, and how many sessions run at once."""
+    """Limits of a session, the policy, how many sessions run at once, and the keys that may sign checksum files."""
 
     slots: int
     limits: Limits
     policy: Policy
+    keyring: Keyring | None = None

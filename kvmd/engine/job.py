@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvmd.core.placement import Placement
@@ -14,18 +14,27 @@ from kvmwire.source import SourceUrl
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one session; rates are bytes a second, 0: none."""
+    """Limits and rules of one session; rates are bytes a second, 0: none.
+
+    ``schemes`` are those that mirrors may have. ``discovers_checksums``: where the event has none, one is looked for.
+    """
 
     connections: int = 8
     connections_per_source: int = 4
     stall_timeout_s: float = 30.0
     max_size: int = 0
     max_virtual_size: int = 0
+    schemes: Collection[str] = ("http", "https")
+    weak_checksums: bool = False
+    require_checksum: bool = False
+    discovers_checksums: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One replica to make. ``size`` is the promised one in bytes; ``failures`` attempts went wrong before.
+
+    ``checksum_url`` is the file that has the checksum, where the event names one instead of the checksum itself.
 
     ``placed`` is the file that was ready before, if any: ``is_ours`` tells that kvmd put it there, ``is_same_content`` that it was for
     the same content, ``must_rehash`` that it is to be read again although nobody seems to have touched it. ``kept_for`` names another
@@ -37,6 +46,7 @@ class Job:
     urls: Sequence[SourceUrl]
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     size: int | None = None
+    checksum_url: SourceUrl | None = None
     rate_limit: int = 0
     failures: int = 0
     placed: Placement | None = None

@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvmd.core.digests import conflict
+from kvmd.core.entity import Entity
 from kvmd.core.image import ImageHead, check_format, inspect_head
+from kvmd.core.metalink import is_metalink
 from kvmd.core.session import check_virtual_size
-from kvmd.errors import ContentError, InternalError, KvmdError, SourceError, TooLargeError
+from kvmd.errors import ChecksumConflictError, ContentError, InternalError, KvmdError, SourceError, TooLargeError
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Head, Source
+from kvmwire.digest import Digest
 from kvmwire.events import ImageFormat
 from kvmwire.source import SourceUrl
 
@@ -27,15 +31,26 @@ class Finding:
     image: ImageHead | None = None
     error: KvmdError | None = None
 
+    @property
+    def is_document(self) -> bool:
+        """Whether the source is no image, but a Metalink that describes one."""
+        return self.head is not None and is_metalink(self.url, self.head.media_type)
+
+    @property
+    def entity(self) -> Entity | None:
+        """What the source serves of the image, None where it cannot be used."""
+        return None if self.head is None or self.error is not None or self.is_document else self.head.entity
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a head must be to be used. Sizes are bytes, 0 and None: no limit."""
+    """What a head must be to be used. Sizes are bytes, 0 and None: no limit; ``expected`` is the digest that the event promises."""
 
     format: ImageFormat = ImageFormat.AUTO
     size: int | None = None
     max_size: int = 0
     max_virtual_size: int = 0
+    expected: Digest | None = None
 
 
 async def probe_one(source: Source, wish: Wish, clock: Clock) -> Finding:
@@ -46,7 +61,7 @@ async def probe_one(source: Source, wish: Wish, clock: Clock) -> Finding:
     error: KvmdError | None = None
     try:
         head = await source.probe()
-        image = judge_head(source.url, head, wish)
+        image = None if is_metalink(source.url, head.media_type) else judge_head(source.url, head, wish)
     except (SourceError, ContentError, InternalError) as exc:
         error = exc
     except Exception as exc:  # noqa: BLE001 - one source must not take the others with it
@@ -90,8 +105,13 @@ def judge_head(url: SourceUrl, head: Head, wish: Wish) -> ImageHead:
         raise TooLargeError(f"source {url}: it has {size} bytes, policy.max_size allows {wish.max_size}; refused.")
     if wish.size is not None and size is not None and size != wish.size:
         raise TooLargeError(
-            f"source {url}: the event promises {wish.size} bytes, the source has {size}; refused.",
+            f"source {url}: {wish.size} bytes are promised, the source has {size}; refused.",
             hint="Correct the event's size, or the URL.",
+        )
+    other = conflict(wish.expected, head.manifest.digests) if wish.expected else None
+    if other is not None:
+        raise ChecksumConflictError(
+            f"source {url}: expected {wish.expected}, the server says it has {other}; not used."
         )
     image = inspect_head(head.head, size=size)
     check_format(image, wish.format)

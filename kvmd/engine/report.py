@@ -41,7 +41,7 @@ def source_probe(finding: Finding) -> SourceProbe:
         etag=entity.etag if entity else None,
         last_modified=entity.last_modified if entity else None,
         redirect=str(head.redirect) if head and head.redirect else None,
-        format=image.format.value if image else None,
+        format=image.format.value if image else "metalink" if finding.is_document else None,
         virtual_size=image.virtual_size if image else None,
         seconds=round(finding.seconds, 3),
         code=error.code if error else None,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from kvmd.core.admission import check_found
 from kvmd.core.checkpoint import Checkpoint
+from kvmd.core.digests import conflict
 from kvmd.core.entity import Entity
-from kvmd.core.mirrors import Mirror, choose_entity, is_exhausted, next_start, serves_same, verdict
+from kvmd.core.manifest import Pieces
+from kvmd.core.mirrors import Mirror, is_exhausted, next_start, serves_same, verdict
 from kvmd.core.placement import Placement
-from kvmd.core.retry import is_retryable, server_pause_s
 from kvmd.core.session import (
     Broken,
     Cancelled,
@@ -22,6 +24,7 @@ from kvmd.core.session import (
     Failed,
     Fetch,
     Fetched,
+    Found,
     Input,
     LookedUp,
     LookUp,
@@ -36,33 +39,30 @@ from kvmd.core.session import (
     Waiting,
     step,
 )
+from kvmd.engine.discovery import Discovery
 from kvmd.engine.job import Job, Limits
-from kvmd.engine.probing import Finding, Wish, probe_until_usable
 from kvmd.engine.shaping import Shaper
+from kvmd.engine.supply import Supply
 from kvmd.engine.transfer import Target, Transfer
 from kvmd.errors import (
+    ChecksumConflictError,
+    ChecksumFormatError,
     ChecksumMismatchError,
     DeadlineError,
     EntityChangedError,
     InternalError,
     KvmdError,
+    MetalinkInvalidError,
     ProtocolError,
     RangeMismatchError,
     SourceError,
     TransferError,
 )
 from kvmd.log import get_logger
-from kvmd.ports import Clock, Source, Sources, Store, Volume, VolumeRequest
+from kvmd.ports import Clock, Keyring, Sources, Store, Volume, VolumeRequest
 from kvmwire.status import Failure, Progress
 
 log = get_logger(__name__)
-
-PROBE_GRACE_S = 1.0
-"""How long slow mirrors may keep a download from starting once one has answered."""
-_PROBE_TRIES = 3
-"""So often a source is probed in one attempt while it fails in a way that may pass."""
-_PATIENCE_S = 30.0
-"""A longer pause that a source asks for is not spent inside of an attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ class Edges:
     clock: Clock
     limits: Limits
     shaper: Shaper
+    keyring: Keyring | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,8 @@ class Session:
         self._job = job
         self._edges = edges
         self._listener = listener
-        self._sources: list[Source] = []
-        self._findings: list[Finding | None] = []
+        self._supply: Supply | None = None
+        self._found = Found()
         self._entity: Entity | None = None
         self._volume: Volume | None = None
         self._size = 0
@@ -179,57 +180,63 @@ class Session:
         return LookedUp(stored, is_ours=is_ours, recorded=placed.digest if is_comparable else None)
 
     async def _probe(self) -> Probed:
-        job, limits = self._job, self._edges.limits
-        self._sources = [self._edges.sources.open(url, job.headers) for url in job.urls]
-        self._findings = [None] * len(self._sources)
-        await self._ask_all()
-        entity = self._best_entity()
+        job, edges = self._job, self._edges
+        supply = self._supply = Supply(job, edges.sources, limits=edges.limits, clock=edges.clock)
+        await supply.inquire()
+        entity = supply.entity
         if entity is None:
-            failure = verdict([self._mirror(i, limits) for i in range(len(self._sources))])
-            raise TransferError(failure, retry_after_s=self._asked_pause_s())
-        has_checksum = job.terms.expected is not None
-        if not entity.has_end and not has_checksum:
+            failure = verdict([self._mirror(i, edges.limits) for i in range(len(supply.sources))])
+            raise TransferError(failure, retry_after_s=supply.asked_pause_s)
+        self._found = replace(await self._promised(supply), sources=len(supply.sources))
+        if not entity.has_end and not self._has_checksum:
             raise ProtocolError(
                 f"source {job.urls[0]}: the server does not say where the file ends, and without a checksum a cut one would "
                 "look whole; refused.",
                 hint="Publish with a checksum, or use another source.",
             )
         self._entity = entity
-        return Probed(entity.size)
+        return Probed(entity.size, self._found)
 
-    async def _ask_all(self) -> None:
-        """Probe every source at once; while none can be used, ask those again whose failure may pass."""
-        todo, clock = list(range(len(self._sources))), self._edges.clock
-        for tries in range(_PROBE_TRIES):
-            asked = [self._sources[i] for i in todo]
-            findings = await probe_until_usable(asked, self._wish, clock, grace_s=PROBE_GRACE_S)
-            for index, finding in zip(todo, findings, strict=True):
-                self._findings[index] = finding
-            todo = [i for i, f in enumerate(self._findings) if f and f.error and is_retryable(f.error.code)]
-            pause_s = server_pause_s(self._asked_pause_s(), failures=tries, jitter=clock.jitter())
-            is_last = not todo or tries == _PROBE_TRIES - 1 or pause_s > _PATIENCE_S
-            if is_last or self._best_entity() is not None:
-                return
-            await asyncio.sleep(pause_s)
+    async def _promised(self, supply: Supply) -> Found:
+        """Give the digests that documents add to the event's. Raises ContentError or RefusedError where they will not do."""
+        expected, digests, limits = self._job.terms.expected, supply.manifest.digests, self._edges.limits
+        other = conflict(expected, digests) if expected is not None else None
+        if other is not None:
+            raise ChecksumConflictError(
+                f"volume {self._job.terms.volume}: the event says {expected}, the Metalink says {other}; nothing was downloaded.",
+                hint="Find out which of them is right, then correct the event or the document.",
+            )
+        found = Found(tuple(d for d in digests if d != expected), "the Metalink or the server's headers")
+        if expected is None:
+            found = await self._discovered(found)
+            check_found(
+                found.digests,
+                weak_checksums=limits.weak_checksums,
+                require_checksum=limits.require_checksum,
+                is_vouched=found.is_vouched,
+            )
+        return found
 
-    def _best_entity(self) -> Entity | None:
-        usable = [
-            f.head.entity if f is not None and f.head is not None and f.error is None else None for f in self._findings
-        ]
-        return choose_entity(usable, size=self._job.size)
-
-    def _asked_pause_s(self) -> float:
-        """Give the shortest pause that a source asked for, 0 where one that may recover asked for none."""
-        errors = [f.error for f in self._findings if f is not None]
-        pauses = [
-            error.retry_after_s for error in errors if isinstance(error, SourceError) and is_retryable(error.code)
-        ]
-        return min(pauses, default=0.0)
+    async def _discovered(self, told: Found) -> Found:
+        """Look for a checksum where no document told one."""
+        job, edges = self._job, self._edges
+        discovery = Discovery(edges.sources, job.headers, edges.keyring)
+        if job.checksum_url is not None:
+            found = await discovery.at(job.urls[0], job.checksum_url)
+            if not found.digests:
+                raise ChecksumFormatError(
+                    f"checksum file {job.checksum_url}: it has no checksum for {job.urls[0]}; nothing was downloaded.",
+                    hint="Name the file that lists this very image, or give the checksum itself.",
+                )
+            return found
+        if told.digests or not edges.limits.discovers_checksums:
+            return told
+        return await discovery.beside(job.urls[0])
 
     async def _fetch(self, *, is_alone: bool) -> Fetched:
         entity = self._chosen
         can_range = entity.has_ranges and entity.size is not None
-        if can_range and (self._job.terms.expected is not None or entity.validator is not None):
+        if can_range and (self._has_checksum or entity.validator is not None):
             await self._fetch_ranges(entity, is_alone=is_alone)
         else:
             log.warning("ranges not used: one stream", session=self._job.session, code="RANGE_UNSUPPORTED")
@@ -272,10 +279,11 @@ class Session:
 
     def _transfer(self, mirrors: Sequence[Mirror], entity: Entity) -> Transfer:
         shaper = Shaper(self._job.rate_limit, self._edges.clock)
+        supply = self._known_supply
         return Transfer(
-            self._sources,
+            supply.sources,
             mirrors,
-            Target(entity, self._open_volume, self._wish, has_checksum=self._job.terms.expected is not None),
+            Target(entity, self._open_volume, supply.wish, self._has_checksum, self._pieces),
             limits=self._edges.limits,
             shapers=(self._edges.shaper, shaper),
             clock=self._edges.clock,
@@ -284,7 +292,7 @@ class Session:
 
     def _mirrors(self, entity: Entity, *, is_alone: bool) -> list[Mirror]:
         """Give the starting state of every mirror; those that cannot serve this entity are banned and say why."""
-        mirrors = [self._mirror(i, self._edges.limits, entity) for i in range(len(self._sources))]
+        mirrors = [self._mirror(i, self._edges.limits, entity) for i in range(len(self._known_supply.sources))]
         if not is_alone:
             return mirrors
         able = [i for i, mirror in enumerate(mirrors) if not mirror.is_banned and i not in self._proven_wrong]
@@ -300,7 +308,7 @@ class Session:
         ]
 
     def _aside(self, index: int) -> Failure:
-        url = self._job.urls[index]
+        url = self._known_supply.sources[index].url
         if index in self._proven_wrong:
             return ChecksumMismatchError(f"source {url}: what it serves has a wrong checksum; not used.").failure
         return ChecksumMismatchError(
@@ -308,7 +316,8 @@ class Session:
         ).failure
 
     def _mirror(self, index: int, limits: Limits, chosen: Entity | None = None) -> Mirror:
-        finding, url = self._findings[index], self._job.urls[index]
+        supply = self._known_supply
+        finding, url = supply.findings[index], supply.sources[index].url
         mirror = Mirror(order=index, limit=limits.connections_per_source)
         if finding is None:
             return mirror
@@ -321,11 +330,12 @@ class Session:
                 retry_after_s=error.retry_after_s if isinstance(error, SourceError) else 0.0,
                 is_throttle=isinstance(error, SourceError) and error.is_throttle,
             )
-        entity = finding.head.entity if finding.head is not None else None
+        if finding.is_document:
+            return mirror.banned(MetalinkInvalidError(f"metalink {url}: none of its mirrors can be used.").failure)
+        entity = finding.entity
         if entity is None or chosen is None:
             return mirror.banned(ProtocolError(f"source {url}: no source serves the promised size.").failure)
-        has_checksum = self._job.terms.expected is not None
-        if entity != chosen and not serves_same(entity, chosen, has_checksum=has_checksum):
+        if entity != chosen and not serves_same(entity, chosen, has_checksum=self._has_checksum):
             other = EntityChangedError(
                 f"source {url}: it serves {entity.size} bytes, the chosen file has {chosen.size}, or cannot be shown to be the same; "
                 "not used."
@@ -338,8 +348,7 @@ class Session:
         return Mirror(order=index, limit=limits.connections_per_source, entity=entity)
 
     async def _open(self, entity: Entity, *, resumes: bool, copy_of: Placement | None = None) -> Volume:
-        job = self._job
-        has_checksum = job.terms.expected is not None
+        job, has_checksum = self._job, self._has_checksum
 
         def can_resume(checkpoint: Checkpoint) -> bool:
             return resumes and checkpoint.can_resume(entity, has_checksum=has_checksum)
@@ -349,7 +358,8 @@ class Session:
                 name=job.terms.volume,
                 key=job.key,
                 size=entity.size,
-                algorithms=(job.algorithm,),
+                algorithms=tuple(dict.fromkeys((job.algorithm, *(digest.algorithm for digest in self._found.digests)))),
+                is_rewritten=self._pieces is not None and resumes,
                 resumes=can_resume,
                 copy_of=copy_of,
             )
@@ -399,9 +409,19 @@ class Session:
         )
 
     @property
-    def _wish(self) -> Wish:
-        limits = self._edges.limits
-        return Wish(self._job.terms.format, self._job.size, limits.max_size, limits.max_virtual_size)
+    def _has_checksum(self) -> bool:
+        """Whether a digest will prove the whole, wherever its parts come from."""
+        return self._job.terms.expected is not None or bool(self._found.digests)
+
+    @property
+    def _pieces(self) -> Pieces | None:
+        return self._known_supply.manifest.pieces
+
+    @property
+    def _known_supply(self) -> Supply:
+        if self._supply is None:
+            raise InternalError("nothing was probed before fetching.")
+        return self._supply
 
     @property
     def _chosen(self) -> Entity:

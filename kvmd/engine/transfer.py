@@ -297,9 +297,7 @@ class Transfer:
         promised = self._target.wish.size
         if promised is not None and position != promised:
             url = self._sources[index].url
-            raise ProtocolError(
-                f"source {url}: the event promises {promised} bytes, the source sent {position}; refused."
-            )
+            raise ProtocolError(f"source {url}: {promised} bytes are promised, the source sent {position}; refused.")
 
     def _check_growth(self, index: int, end: int) -> None:
         url, promised = self._sources[index].url, self._target.wish.size
@@ -309,7 +307,7 @@ class Transfer:
             )
         if promised is not None and end > promised:
             raise TooLargeError(
-                f"source {url}: more than the {promised} bytes that the event promises; refused.",
+                f"source {url}: more than the {promised} bytes that are promised; refused.",
                 hint="Correct the event's size, or the URL.",
             )
 

@@ -15,6 +15,7 @@ from urllib.parse import urljoin
 
 import aiohttp
 
+from kvmd.core import links
 from kvmd.core.addresses import AddressPolicy
 from kvmd.core.entity import Entity
 from kvmd.core.ranges import ByteRange
@@ -124,8 +125,16 @@ class HttpSource:
             check_encoding(answer)
             entity = entity_of(answer)
             head = await self._read_head(response, answer, entity)
+            told = links.read(response.headers.items(), answer.url, schemes=self._environment.schemes)
             return Head(
-                entity=entity, head=head, status=answer.status, tls=_tls_version(response), redirect=self._redirect
+                entity=entity,
+                head=head,
+                status=answer.status,
+                tls=_tls_version(response),
+                redirect=self._redirect,
+                media_type=response.content_type,
+                manifest=told.manifest,
+                described_by=told.described_by,
             )
 
     async def _read_head(self, response: aiohttp.ClientResponse, answer: Answer, entity: Entity) -> bytes:
