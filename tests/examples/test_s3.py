@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from blockbuster import BlockBuster, blockbuster_ctx
+from blockbuster import blockbuster_ctx
 
 from kvmd.core.addresses import AddressPolicy
 from kvmd.core.ranges import ByteRange
@@ -104,13 +104,6 @@ def front(store: Seaweed, tmp_path: Path, authority: Authority) -> Iterator[Ngin
         yield nginx
 
 
-@pytest.fixture(autouse=True)
-def no_blocking() -> Iterator[BlockBuster]:
-    """Fail the test in which the plug-in blocks the event loop."""
-    with blockbuster_ctx("kvmd_s3") as watching:
-        yield watching
-
-
 def secret_file(folder: Path, secret: str = SECRET_KEY) -> Path:
     """Write a secret as a user should."""
     path = folder / "s3.secret"
@@ -144,8 +137,8 @@ class Opener:
 
 @pytest.fixture
 async def opener(factory: Factory) -> AsyncIterator[Opener]:
-    """Give sources that may dial any address."""
-    with ThreadPoolExecutor(2) as executor:
+    """Give sources that may dial any address; the test in which they block the event loop fails."""
+    with ThreadPoolExecutor(2) as executor, blockbuster_ctx("kvmd_s3"):
         environment = Environment(EVERYWHERE, executor, connect_timeout_s=2.0, stall_timeout_s=2.0)
         one = Opener(factory, environment, [])
         yield one
