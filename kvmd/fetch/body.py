@@ -44,7 +44,9 @@ class Body(asyncio.BufferedProtocol):
             yield start
         while self._left or self._filled:
             await self._gather()
-            if self._filled:
+            if self._filled and self._transport is not None:
+                # A block of slow bytes is not full: what follows would come into it, and be forgotten with it.
+                self._transport.pause_reading()
                 yield self._buffer[: self._filled]
                 self._filled = 0
             if self._is_lost and self._left:
