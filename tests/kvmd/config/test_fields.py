@@ -49,11 +49,10 @@ def test_any_text_is_a_broker_url_or_a_value_error(text: str) -> None:
     assert 0 < address.port < 65536
 
 
-def test_metrics_are_refused_until_they_are_served() -> None:
+def test_metrics_are_served_only_where_an_address_is_given() -> None:
     assert MetricsSettings().address is None
-    assert parse_listen("[::1]:9105") == ("::1", 9105)
-    with pytest.raises(ValueError, match="not supported by this version"):
-        MetricsSettings(listen="[::1]:9105")
+    assert MetricsSettings(listen="127.0.0.1:9105").address == ("127.0.0.1", 9105)
+    assert MetricsSettings(listen="[::1]:9105").address == ("::1", 9105)
     with pytest.raises(ValueError, match="brackets"):
         parse_listen("[1.2]:9105")
 
