@@ -20,6 +20,7 @@ _LOGIN_PAGE = (
     b"<body><h1>Welcome to the guest network</h1><form><input name=user></form></body></html>\n"
 )
 _BOUNDARY = "a-boundary-of-parts"
+_MEDIA_TYPE = "application/octet-stream"
 _COMPRESSIBLE = 16 << 20
 
 
@@ -70,7 +71,7 @@ def content_reply(exchange: Exchange, behaviour: Behaviour, entity: Entity) -> R
     if isinstance(selection, Unsatisfiable):
         return text_reply(selection.status, b"no such range\n", *selection.headers)
     body, length = _body(entity.content, selection)
-    headers: Headers = [("Content-Type", "application/octet-stream"), *selection.headers]
+    headers: Headers = [("Content-Type", behaviour.text("media_type") or _MEDIA_TYPE), *selection.headers]
     if behaviour.text("range_reply") and selection.status == HTTPStatus.PARTIAL_CONTENT:
         body, length, headers = _multipart(body, length, headers)
     encoding = behaviour.text("encoding")
@@ -81,9 +82,11 @@ def content_reply(exchange: Exchange, behaviour: Behaviour, entity: Entity) -> R
     return _framed(Reply(selection.status, headers, body, length), behaviour, promised)
 
 
-def with_padding(reply: Reply, behaviour: Behaviour) -> Reply:
-    """Add the useless headers that were ordered."""
-    headers = [(f"X-Filler-{index}", "x") for index in range(behaviour.integer("header_count") or 0)]
+def with_more_headers(reply: Reply, behaviour: Behaviour) -> Reply:
+    """Add the headers that were ordered, and the useless ones."""
+    lines = (behaviour.text("header") or "").splitlines()
+    headers: Headers = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+    headers += [(f"X-Filler-{index}", "x") for index in range(behaviour.integer("header_count") or 0)]
     size = behaviour.integer("header_bytes")
     if size is not None:
         headers.append(("X-Long", "x" * size))

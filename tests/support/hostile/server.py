@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 from tests.support.contents import Content, as_content
 from tests.support.hostile.behaviour import Behaviour, MisuseError, behaviour_of
 from tests.support.hostile.exchange import HEAD_LIMIT, Exchange, read_exchange
-from tests.support.hostile.reply import Reply, content_reply, refusal, text_reply, with_padding
+from tests.support.hostile.reply import Reply, content_reply, refusal, text_reply, with_more_headers
 from tests.support.hostile.selection import entity_of
 from tests.support.hostile.sending import BodySender, ConnectionEndedError, Line
 
@@ -198,7 +198,7 @@ class HostileServer:
             case _:
                 pass
         refused = self._refusal(exchange, behaviour)
-        reply = with_padding(refused or self._content(exchange, behaviour), behaviour)
+        reply = with_more_headers(refused or self._content(exchange, behaviour), behaviour)
         exchange.status = reply.status
         pace = Behaviour({}) if refused else behaviour
         await BodySender(line, exchange, pace, hold=lambda: self._hold(line, exchange.name)).send(reply)
