@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvmd.core.digests import contradictions
 from kvmd.core.ranges import ByteRange
@@ -54,7 +54,7 @@ class Manifest:
 
 
 def merged(manifests: Iterable[Manifest]) -> Manifest:
-    """Give what several documents tell together: mirrors of all, and of each fact the first that is told.
+    """Give what several equals tell together: mirrors of all, and of each fact the first that is told.
 
     An algorithm for which they give different values says nothing, so it is left out.
     """
@@ -70,3 +70,10 @@ def merged(manifests: Iterable[Manifest]) -> Manifest:
         digests=tuple(digest for digest in digests if digest.algorithm not in doubtful),
         pieces=next((one.pieces for one in known if one.pieces is not None), None),
     )
+
+
+def preferred(truth: Manifest, hearsay: Manifest) -> Manifest:
+    """Give what two tell of which one is believed first: nothing that the other one says takes a fact of it away."""
+    known = {digest.algorithm for digest in truth.digests}
+    added = replace(hearsay, digests=tuple(digest for digest in hearsay.digests if digest.algorithm not in known))
+    return merged([truth, added])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvmd.core.manifest import Pieces
@@ -11,6 +11,15 @@ from kvmwire.digest import Digest
 
 MAX_ROUNDS = 3
 """So often a piece may turn out wrong without anybody's being shown to be the liar."""
+MAX_LENGTH = 64 << 20
+"""Pieces of more bytes are not used: a piece comes from one source, and only whole ones outlast a crash."""
+
+
+def usable(pieces: Pieces | None, size: int | None) -> Pieces | None:
+    """Give the pieces where they can prove a file of ``size`` bytes (None: unknown), bit by bit while it lands."""
+    if pieces is None or size is None or not pieces.covers(size) or pieces.length > MAX_LENGTH:
+        return None
+    return pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +40,11 @@ class Suspicion:
 
 @dataclass(frozen=True, slots=True)
 class PieceLedger:
-    """The pieces of a file of ``size`` bytes. ``proven`` are the bytes of those that have their digest."""
+    """The pieces of a file of ``size`` bytes. ``proven`` are the bytes of those that have their digest.
+
+    It may begin with bytes that were stored before; they are final. A piece of which only a part is among them is not judged, because
+    final bytes may not be replaced: what else lands of it is as good as proven, and the digest of the whole decides.
+    """
 
     pieces: Pieces
     size: int
@@ -41,20 +54,24 @@ class PieceLedger:
 
     def land(self, written: ByteRange, mirror: int) -> PieceLedger:
         """Note written bytes."""
-        landing = dict(self.landing)
-        length = self.pieces.length
-        for index in range(written.start // length, (written.end - 1) // length + 1):
+        landing, proven = dict(self.landing), self.proven
+        for index in self._touched(written):
             piece = self.pieces.range(index, self.size)
             part = ByteRange(max(written.start, piece.start), min(written.end, piece.end))
-            landing[index] = (*landing.get(index, ()), Part(part, mirror))
-        return replace(self, landing=landing)
+            if self.proven.missing_in(piece) == [piece]:
+                landing[index] = (*landing.get(index, ()), Part(part, mirror))
+            else:
+                proven = proven.add(part)
+        return replace(self, landing=landing, proven=proven)
 
-    def whole(self) -> list[int]:
-        """Give the pieces all bytes of which have landed and that are not yet judged."""
+    def whole(self, among: Iterable[ByteRange]) -> list[int]:
+        """Give the pieces with any of these bytes all bytes of which have landed, and that are not yet judged."""
+        touched = dict.fromkeys(index for one in among for index in self._touched(one))
         return [
             index
-            for index, parts in self.landing.items()
-            if sum(part.range.length for part in parts) == self.pieces.range(index, self.size).length
+            for index in touched
+            if sum(part.range.length for part in self.landing.get(index, ()))
+            == self.pieces.range(index, self.size).length
         ]
 
     def givers(self, index: int) -> frozenset[int]:
@@ -77,13 +94,18 @@ class PieceLedger:
         """Note that a piece was wrong, and the digest of each of its parts; all of it is to be fetched again."""
         before = self.suspicions.get(index)
         parts = tuple(zip(self.landing[index], digests, strict=True))
-        new = Suspicion(parts if before is None else before.parts, 1 if before is None else before.rounds + 1)
+        new = Suspicion(parts) if before is None else Suspicion((*before.parts, *parts), before.rounds + 1)
         return replace(self._without(index), suspicions={**self.suspicions, index: new})
 
-    def is_hopeless(self, index: int) -> bool:
-        """Whether a piece was wrong too often without anybody's being to blame."""
+    def suspects(self, index: int) -> frozenset[int]:
+        """Give all sources that gave something of a piece that was wrong too often without anybody's being to blame."""
         known = self.suspicions.get(index)
-        return known is not None and known.rounds >= MAX_ROUNDS
+        return (
+            frozenset(part.mirror for part, _ in known.parts) if known and known.rounds >= MAX_ROUNDS else frozenset()
+        )
+
+    def _touched(self, written: ByteRange) -> range:
+        return range(written.start // self.pieces.length, (written.end - 1) // self.pieces.length + 1)
 
     def _without(self, index: int) -> PieceLedger:
         return replace(self, landing={known: parts for known, parts in self.landing.items() if known != index})

@@ -13,7 +13,7 @@ from kvmd.core.manifest import Pieces
 from kvmd.core.pieces import Part, PieceLedger
 from kvmd.core.plan import MIB
 from kvmd.core.ranges import ByteRange, RangeSet
-from kvmd.errors import ChecksumMismatchError, KvmdError
+from kvmd.errors import KvmdError
 from kvmd.ports import Clock, Volume
 from kvmwire.digest import Digest
 
@@ -49,9 +49,7 @@ class Landing:
         self._written: RangeSet = volume.checkpoint.stored if volume.checkpoint else RangeSet()
         self._claimed: RangeSet = self._written
         self._saved = self._written.length
-        size = entity.size or 0
-        self._ledger = PieceLedger(pieces, size, self._written) if pieces and pieces.covers(size) else None
-        self._judging = set[int]()
+        self._ledger = PieceLedger(pieces, entity.size, self._written) if pieces and entity.size else None
 
     @property
     def stored(self) -> RangeSet:
@@ -79,7 +77,7 @@ class Landing:
             return Landed(fresh)
         for part in fresh:
             self._ledger = self._ledger.land(part, mirror)
-        return await self._judge(self._ledger, fresh)
+        return await self._judge(fresh, self._ledger.whole(fresh))
 
     async def save_regularly(self) -> None:
         """Make a checkpoint when enough was stored or enough time went by, for ever; the streams go on meanwhile."""
@@ -105,22 +103,17 @@ class Landing:
         await self._volume.save(Checkpoint(self._entity, self._has_checksum, stored))
         self._saved = stored.length
 
-    async def _judge(self, ledger: PieceLedger, fresh: Sequence[ByteRange]) -> Landed:
-        """Prove the pieces that are whole now."""
+    async def _judge(self, fresh: Sequence[ByteRange], whole: Sequence[int]) -> Landed:
+        """Prove the pieces that these bytes made whole. Nobody else does: no byte of them can land until they are lost."""
         wrong, liars = list[ByteRange](), set[int]()
-        for index in ledger.whole():
-            if index in self._judging:
-                continue
-            self._judging.add(index)
-            try:
-                is_right, found = await self._judge_piece(index)
-            finally:
-                self._judging.discard(index)
+        for index in whole:
+            is_right, found = await self._judge_piece(index)
             liars |= found
             if not is_right:
-                piece = ledger.pieces.range(index, ledger.size)
-                self._written, self._claimed = self._written.without(piece), self._claimed.without(piece)
-                wrong.append(piece)
+                wrong.append(self._known.pieces.range(index, self._known.size))
+        # All at once, and the caller hears of it before anybody else runs: else a lost byte could come again in between, unnoticed.
+        for piece in wrong:
+            self._written, self._claimed = self._written.without(piece), self._claimed.without(piece)
         return Landed(fresh, wrong, frozenset(liars))
 
     async def _judge_piece(self, index: int) -> tuple[bool, frozenset[int]]:
@@ -137,12 +130,7 @@ class Landing:
             return False, givers
         digests = [await self._digest(part.range) for part in ledger.landing[index]]
         self._ledger = self._known.suspect(index, digests)
-        if self._ledger.is_hopeless(index):
-            raise ChecksumMismatchError(
-                f"piece {index} (bytes {piece.start} to {piece.end}): several sources gave it again and again, and it was never right; "
-                "given up."
-            )
-        return False, frozenset()
+        return False, self._known.suspects(index)
 
     async def _liars(self, index: int) -> frozenset[int]:
         """Compare a right piece with what was given of it before, when it was wrong."""

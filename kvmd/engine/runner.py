@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from kvmd.core.admission import check_found
 from kvmd.core.checkpoint import Checkpoint
-from kvmd.core.digests import conflict
 from kvmd.core.entity import Entity
 from kvmd.core.manifest import Pieces
 from kvmd.core.mirrors import Mirror, is_exhausted, next_start, serves_same, verdict
+from kvmd.core.pieces import usable
 from kvmd.core.placement import Placement
 from kvmd.core.session import (
     Broken,
@@ -39,15 +39,14 @@ from kvmd.core.session import (
     Waiting,
     step,
 )
-from kvmd.engine.discovery import Discovery
+from kvmd.engine.discovery import discovered
 from kvmd.engine.job import Job, Limits
 from kvmd.engine.shaping import Shaper
 from kvmd.engine.supply import Supply
 from kvmd.engine.transfer import Target, Transfer
 from kvmd.errors import (
-    ChecksumConflictError,
-    ChecksumFormatError,
     ChecksumMismatchError,
+    ContentError,
     DeadlineError,
     EntityChangedError,
     InternalError,
@@ -98,7 +97,7 @@ class Session:
         self._volume: Volume | None = None
         self._size = 0
         self._has_progressed = False
-        self._proven_wrong: set[int] = set()
+        self._proven_wrong: set[str] = set()
 
     async def run(self, opening: Input) -> State:
         """Perform everything that follows from the opening, and give the state it ends in."""
@@ -198,40 +197,20 @@ class Session:
         return Probed(entity.size, self._found)
 
     async def _promised(self, supply: Supply) -> Found:
-        """Give the digests that documents add to the event's. Raises ContentError or RefusedError where they will not do."""
-        expected, digests, limits = self._job.terms.expected, supply.manifest.digests, self._edges.limits
-        other = conflict(expected, digests) if expected is not None else None
-        if other is not None:
-            raise ChecksumConflictError(
-                f"volume {self._job.terms.volume}: the event says {expected}, the Metalink says {other}; nothing was downloaded.",
-                hint="Find out which of them is right, then correct the event or the document.",
-            )
-        found = Found(tuple(d for d in digests if d != expected), "the Metalink or the server's headers")
-        if expected is None:
-            found = await self._discovered(found)
-            check_found(
-                found.digests,
-                weak_checksums=limits.weak_checksums,
-                require_checksum=limits.require_checksum,
-                is_vouched=found.is_vouched,
-            )
-        return found
-
-    async def _discovered(self, told: Found) -> Found:
-        """Look for a checksum where no document told one."""
-        job, edges = self._job, self._edges
-        discovery = Discovery(edges.sources, job.headers, edges.keyring)
-        if job.checksum_url is not None:
-            found = await discovery.at(job.urls[0], job.checksum_url)
-            if not found.digests:
-                raise ChecksumFormatError(
-                    f"checksum file {job.checksum_url}: it has no checksum for {job.urls[0]}; nothing was downloaded.",
-                    hint="Name the file that lists this very image, or give the checksum itself.",
-                )
-            return found
-        if told.digests or not edges.limits.discovers_checksums:
+        """Give the digests that documents add to the event's. Raises KvmdError where they will not do."""
+        job, edges, limits = self._job, self._edges, self._edges.limits
+        digests = tuple(digest for digest in supply.manifest.digests if digest != job.terms.expected)
+        told = Found(digests, "the Metalink or the server's headers")
+        if job.terms.expected is not None:
             return told
-        return await discovery.beside(job.urls[0])
+        found = await discovered(job, supply.image, told, sources=edges.sources, keyring=edges.keyring, limits=limits)
+        check_found(
+            found.digests,
+            weak_checksums=limits.weak_checksums,
+            require_checksum=limits.require_checksum,
+            is_vouched=found.is_vouched,
+        )
+        return found
 
     async def _fetch(self, *, is_alone: bool) -> Fetched:
         entity = self._chosen
@@ -262,7 +241,7 @@ class Session:
             transfer = self._transfer(mirrors, entity)
             try:
                 self._size = await transfer.run_whole()
-            except SourceError as exc:
+            except (SourceError, ContentError) as exc:
                 mirrors = list(transfer.mirrors)
                 if is_exhausted(mirrors):
                     raise TransferError(verdict(mirrors)) from exc
@@ -275,7 +254,7 @@ class Session:
         """Remember a source that gave every byte: should the checksum turn out wrong, then it is the one that lies."""
         origins = [i for i, mirror in enumerate(mirrors) if mirror.bytes]
         if len(origins) == 1:
-            self._proven_wrong.add(origins[0])
+            self._proven_wrong.add(self._known_supply.sources[origins[0]].url.raw)
 
     def _transfer(self, mirrors: Sequence[Mirror], entity: Entity) -> Transfer:
         shaper = Shaper(self._job.rate_limit, self._edges.clock)
@@ -295,11 +274,11 @@ class Session:
         mirrors = [self._mirror(i, self._edges.limits, entity) for i in range(len(self._known_supply.sources))]
         if not is_alone:
             return mirrors
-        able = [i for i, mirror in enumerate(mirrors) if not mirror.is_banned and i not in self._proven_wrong]
+        able = [i for i, mirror in enumerate(mirrors) if not mirror.is_banned and not self._is_proven_wrong(i)]
         if not able:
+            expected = self._job.terms.expected or " and ".join(map(str, self._found.digests))
             raise ChecksumMismatchError(
-                f"volume {self._job.terms.volume}: expected {self._job.terms.expected}; each source that can be used was tried alone, "
-                "and none has it."
+                f"volume {self._job.terms.volume}: expected {expected}; each source that can be used was tried alone, and none has it."
             )
         alone = min(able, key=lambda i: (mirrors[i].entity is None, i))
         return [
@@ -307,9 +286,12 @@ class Session:
             for i, mirror in enumerate(mirrors)
         ]
 
+    def _is_proven_wrong(self, index: int) -> bool:
+        return self._known_supply.sources[index].url.raw in self._proven_wrong
+
     def _aside(self, index: int) -> Failure:
         url = self._known_supply.sources[index].url
-        if index in self._proven_wrong:
+        if self._is_proven_wrong(index):
             return ChecksumMismatchError(f"source {url}: what it serves has a wrong checksum; not used.").failure
         return ChecksumMismatchError(
             f"source {url}: set aside, because the mix of all sources had a wrong checksum."
@@ -331,7 +313,9 @@ class Session:
                 is_throttle=isinstance(error, SourceError) and error.is_throttle,
             )
         if finding.is_document:
-            return mirror.banned(MetalinkInvalidError(f"metalink {url}: none of its mirrors can be used.").failure)
+            return mirror.banned(
+                MetalinkInvalidError(f"metalink {url}: another Metalink names it; not followed.").failure
+            )
         entity = finding.entity
         if entity is None or chosen is None:
             return mirror.banned(ProtocolError(f"source {url}: no source serves the promised size.").failure)
@@ -415,7 +399,7 @@ class Session:
 
     @property
     def _pieces(self) -> Pieces | None:
-        return self._known_supply.manifest.pieces
+        return usable(self._known_supply.manifest.pieces, self._chosen.size)
 
     @property
     def _known_supply(self) -> Supply:

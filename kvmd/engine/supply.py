@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 
+from kvmd.core.digests import conflict
 from kvmd.core.entity import Entity
-from kvmd.core.manifest import Manifest, merged
-from kvmd.core.metalink import Selector, is_metalink, parse
+from kvmd.core.manifest import Manifest, merged, preferred
+from kvmd.core.metalink import MAX_MIRRORS, Selector, is_metalink, parse
 from kvmd.core.mirrors import choose_entity
 from kvmd.core.ranges import ByteRange
 from kvmd.core.retry import is_retryable, server_pause_s
 from kvmd.engine.documents import read_document
 from kvmd.engine.job import Job, Limits
 from kvmd.engine.probing import Finding, Wish, probe_all, probe_until_usable
-from kvmd.errors import ContentError, KvmdError, MetalinkInvalidError, SourceError
+from kvmd.errors import ChecksumConflictError, ContentError, KvmdError, MetalinkInvalidError, SourceError
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Head, Source, Sources
+from kvmwire.digest import Digest
 from kvmwire.source import SourceUrl
 
 log = get_logger(__name__)
@@ -29,13 +31,16 @@ _PROBE_TRIES = 3
 """So often a source is probed in one attempt while it fails in a way that may pass."""
 _PATIENCE_S = 30.0
 """A longer pause that a source asks for is not spent inside of an attempt."""
+_DESCRIPTIONS_S = 5.0
+"""How long the Metalinks that answers point to may keep a download from starting."""
+_MAX_DESCRIPTIONS = 4
 
 
 class Supply:
     """The sources of one job, and what each of them said. ``findings`` are None where there is no answer yet.
 
-    ``manifest`` is what documents and headers tell of the image. Mirrors that they name get none of the event's headers, and name no
-    further mirrors.
+    A Metalink that was read is no source any more: its mirrors are. ``manifest`` is what documents and headers tell of the image.
+    Mirrors that they name get none of the event's headers, and name no further mirrors.
     """
 
     def __init__(self, job: Job, sources: Sources, *, limits: Limits, clock: Clock) -> None:
@@ -59,19 +64,34 @@ class Supply:
         """The entity to fetch; None where no source has the image."""
         return choose_entity([f.entity if f is not None else None for f in self.findings], size=self.wish.size)
 
+    @property
+    def image(self) -> SourceUrl:
+        """The URL of the first source that has the image. Raises StopIteration where none has: see ``entity``."""
+        chosen = self.entity
+        return next(f.url for f in self.findings if f is not None and f.entity is not None and f.entity == chosen)
+
     async def inquire(self) -> None:
         """Ask until one source can be used or none ever can; errors are among the findings. Raises ContentError."""
         await self._ask_patiently(range(len(self.sources)))
-        added = await self._follow()
+        added = await self._follow(list(self.findings))
         if added:
             await self._ask_patiently(added)
 
     async def inquire_all(self) -> list[Finding]:
-        """Ask every source once, and give what all of them said: of a Metalink, then of its mirrors."""
+        """Ask every source once, and give what all of them said: first the job's, then those that were added."""
         self.findings = [*await probe_all(self.sources, self.wish, self._clock)]
-        added = await self._follow()
+        asked = list(self.findings)
+        added = await self._follow(asked)
         found = await probe_all([self.sources[index] for index in added], self.wish, self._clock)
-        return [*filter(None, self.findings), *found]
+        for index, finding in zip(added, found, strict=True):
+            self.findings[index] = finding
+        return [*map(self._judged, filter(None, asked)), *found]
+
+    def _judged(self, finding: Finding) -> Finding:
+        """Blame a Metalink where there is nothing that can be used."""
+        if finding.error is not None or not finding.is_document or self.entity is not None:
+            return finding
+        return replace(finding, error=MetalinkInvalidError(f"metalink {finding.url}: none of its mirrors can be used."))
 
     @property
     def asked_pause_s(self) -> float:
@@ -93,53 +113,95 @@ class Supply:
             todo = [i for i in indices if (f := self.findings[i]) and f.error and is_retryable(f.error.code)]
             pause_s = server_pause_s(self.asked_pause_s, failures=tries, jitter=clock.jitter())
             is_last = not todo or tries == _PROBE_TRIES - 1 or pause_s > _PATIENCE_S
-            if is_last or self.entity is not None or any(f is not None and f.is_document for f in self.findings):
+            is_document = any((f := self.findings[i]) is not None and f.is_document for i in indices)
+            if is_last or self.entity is not None or is_document:
                 return
             await asyncio.sleep(pause_s)
 
-    async def _follow(self) -> list[int]:
-        """Read what the answers and the documents tell, add the mirrors that they name, and give the indices of these."""
-        told = [f.head.manifest for f in self.findings if f is not None and f.head is not None and f.error is None]
-        for index, finding in enumerate(self.findings):
-            if finding is not None and finding.is_document and finding.error is None:
-                try:
-                    told.insert(0, await self._read(self.sources[index], finding))
-                except (SourceError, ContentError) as exc:
-                    self.findings[index] = replace(finding, error=exc)
-        told += await self._described()
-        self.manifest = merged(told)
+    async def _follow(self, asked: list[Finding | None]) -> list[int]:
+        """Read what the documents and the answers tell, add the mirrors that they name, and give the indices of these.
+
+        ``asked`` are the findings; the error of a document that cannot be used is put there. What the server of an image tells beside
+        its bytes is a courtesy, which counts less than a document.
+        """
+        documents = await self._documents(asked)
+        self._drop([index for index, f in enumerate(asked) if f is not None and f.is_document and f.error is None])
+        answers = [f for f in self.findings if f is not None and f.entity is not None]
+        told = [*await self._described(answers), *(f.head.manifest for f in answers if f.head is not None)]
+        self.manifest = preferred(merged(documents), merged(map(self._strong, told)))
         return self._add([mirror.url for mirror in self.manifest.mirrors])
 
-    async def _described(self) -> list[Manifest]:
-        """Read the Metalinks that answers point to; one that cannot be had is no loss."""
-        found, manifests = list[SourceUrl](), list[Manifest]()
-        for finding in self.findings:
-            if finding is not None and finding.head is not None and finding.error is None:
-                found += finding.head.described_by
-        for url in dict.fromkeys(found):
+    async def _documents(self, asked: list[Finding | None]) -> list[Manifest]:
+        """Read the Metalinks among the sources; one that contradicts the event or an earlier one is refused."""
+        manifests = list[Manifest]()
+        for index, finding in enumerate(asked):
+            if finding is None or not finding.is_document or finding.error is not None:
+                continue
             try:
-                source = self._opener.open(url, {})
-                manifests.append(await self._read(source, None))
-            except KvmdError as exc:
-                log.info("description not used", source=url, code=exc.code, message=exc.message)
+                manifest = await self._read(self.sources[index], finding.head)
+                self._check(finding.url, manifest, [digest for one in manifests for digest in one.digests])
+            except (SourceError, ContentError) as exc:
+                asked[index] = self.findings[index] = replace(finding, error=exc)
+            else:
+                manifests.append(manifest)
         return manifests
 
-    async def _read(self, source: Source, finding: Finding | None) -> Manifest:
-        document = await read_document(source, finding.head if finding else None)
+    async def _described(self, answers: Sequence[Finding]) -> list[Manifest]:
+        """Read the Metalinks that answers point to; one that cannot be had, or contradicts them, is no loss."""
+        found = dict[str, tuple[SourceUrl, Finding]]()
+        for answer in answers:
+            for url in answer.head.described_by if answer.head is not None else ():
+                found.setdefault(url.raw, (url, answer))
+        manifests = list[Manifest]()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DESCRIPTIONS_S):
+                for url, finding in list(found.values())[:_MAX_DESCRIPTIONS]:
+                    try:
+                        manifest = await self._read(self._opener.open(url, {}), None)
+                        self._check(url, manifest, [], size=finding.entity.size if finding.entity else None)
+                    except KvmdError as exc:
+                        log.info("description not used", source=url, code=exc.code, message=exc.message)
+                    else:
+                        manifests.append(manifest)
+        return manifests
+
+    async def _read(self, source: Source, head: Head | None) -> Manifest:
+        document = await read_document(source, head)
         selector = Selector(self._job.terms.expected, self._job.size, self._job.terms.volume)
-        manifest = await asyncio.to_thread(parse, document, source.url, selector=selector, schemes=self._limits.schemes)
-        if self._job.size is not None and manifest.size not in {None, self._job.size}:
+        return await asyncio.to_thread(parse, document, source.url, selector=selector, schemes=self._limits.schemes)
+
+    def _check(
+        self, document: SourceUrl, manifest: Manifest, known: Sequence[Digest], *, size: int | None = None
+    ) -> None:
+        """Raise the error for what contradicts the event, digests that other documents told, or the size of what is served."""
+        expected, size = self._job.terms.expected, self._job.size if self._job.size is not None else size
+        for one in (*((expected,) if expected else ()), *known):
+            other = conflict(one, manifest.digests)
+            if other is not None:
+                raise ChecksumConflictError(
+                    f"metalink {document}: it says {other}, {'the event' if one == expected else 'another one'} says {one}; not used.",
+                    hint="Find out which of them is right, then correct the event or the document.",
+                )
+        if size is not None and manifest.size not in {None, size}:
             raise MetalinkInvalidError(
-                f"metalink {source.url}: the event promises {self._job.size} bytes, the document {manifest.size}; refused."
+                f"metalink {document}: {size} bytes are promised, the document says {manifest.size}; not used."
             )
-        return manifest
+
+    def _strong(self, manifest: Manifest) -> Manifest:
+        """Give it without weak digests where they are not accepted: as a courtesy they are no reason to refuse the image."""
+        if self._limits.weak_checksums:
+            return manifest
+        return replace(manifest, digests=tuple(one for one in manifest.digests if not one.algorithm.is_weak))
+
+    def _drop(self, indices: Sequence[int]) -> None:
+        """Forget sources."""
+        self.sources = [source for index, source in enumerate(self.sources) if index not in indices]
+        self.findings = [finding for index, finding in enumerate(self.findings) if index not in indices]
 
     def _add(self, urls: Sequence[SourceUrl]) -> list[int]:
         """Open sources for those URLs that are not among the sources yet; one that may not be used says so."""
         known, first = {source.url.raw for source in self.sources}, len(self.sources)
-        for url in urls:
-            if url.raw in known or is_metalink(url, ""):
-                continue
+        for url in [url for url in urls if url.raw not in known and not is_metalink(url, "")][:MAX_MIRRORS]:
             self.sources.append(_opened(self._opener, url, {}))
             self.findings.append(None)
         return list(range(first, len(self.sources)))

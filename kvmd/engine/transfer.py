@@ -86,6 +86,7 @@ class Transfer:
         self._block = block_size(limits.connections, min((s.rate_bps for s in shapers if s.rate_bps), default=0))
         self._changed = asyncio.Event()
         self._running: dict[int, tuple[asyncio.Timeout, float]] = {}
+        self._liars: set[int] = set()
 
     @property
     def mirrors(self) -> Sequence[Mirror]:
@@ -110,7 +111,7 @@ class Transfer:
     async def run_whole(self) -> int:
         """Fetch everything in one stream of one mirror, and give the size.
 
-        Raises SourceError, after which the volume is of no use; ``mirrors`` tells whether another try makes sense.
+        Raises SourceError or ContentError, after which the volume is of no use; ``mirrors`` tells whether another try makes sense.
         """
         index = pick(self._mirrors, self._clock.monotonic())
         if index is None:
@@ -118,7 +119,7 @@ class Transfer:
         before = self._mirrors[index]
         try:
             await self._with_helpers(self._stream_whole(index))
-        except SourceError as exc:
+        except (SourceError, ContentError) as exc:
             self._mirrors[index] = before  # the bytes that came are lost, so they forgive nothing
             self._blame(index, exc)
             raise
@@ -236,6 +237,8 @@ class Transfer:
                 stopwatch.heard(len(block))
                 await self._store(index, segment, ByteRange(position, position + len(block)), block)
                 position += len(block)
+                if index in self._liars:
+                    break
                 await self._shape(len(block))
                 stopwatch.restart()
         except SourceStalledError:
@@ -265,13 +268,18 @@ class Transfer:
             self._notify()
 
     def _condemn(self, index: int, wrong: Sequence[ByteRange]) -> None:
-        """Ban a source that gave a wrong piece; the last one that is left gets a second chance."""
-        url = self._sources[index].url
-        where = ", ".join(f"bytes {piece.start} to {piece.end}" for piece in wrong) or "a piece"
-        error = ChecksumMismatchError(f"source {url}: {where} did not have the digest of the piece; fetched anew.")
+        """Ban a source that gave a wrong piece, and read its streams no further; the last one that is left gets a second chance."""
+        error = self._wrong_piece(index, wrong)
         is_last = all(mirror.is_banned for other, mirror in enumerate(self._mirrors) if other != index)
         self._mirrors[index] = self._mirrors[index].lied(error.failure, is_last=is_last)
-        log.warning("source gave a wrong piece", source=url, message=error.message)
+        if self._mirrors[index].is_banned:
+            self._liars.add(index)
+        log.warning("source gave a wrong piece", source=self._sources[index].url, message=error.message)
+
+    def _wrong_piece(self, index: int, wrong: Sequence[ByteRange]) -> ChecksumMismatchError:
+        url = self._sources[index].url
+        where = ", ".join(f"bytes {piece.start} to {piece.end}" for piece in wrong) or "a piece"
+        return ChecksumMismatchError(f"source {url}: {where} did not have the digest of the piece; fetched anew.")
 
     def _cut_needless(self, written: ByteRange) -> None:
         """End the streams whose missing bytes have all come from elsewhere: a slow one must not keep the rest waiting."""
@@ -288,7 +296,9 @@ class Transfer:
                 stopwatch.heard(len(block))
                 came = ByteRange(position, position + len(block))
                 self._check_growth(index, came.end)
-                await self._landing.put(came, block, mirror=index)
+                landed = await self._landing.put(came, block, mirror=index)
+                if landed.wrong:
+                    raise self._wrong_piece(index, landed.wrong)
                 self._mirrors[index] = self._mirrors[index].gave(came.length)
                 self._meter.came(came.length, fresh=came.length)
                 position = came.end
@@ -320,6 +330,8 @@ class Transfer:
 
     def _blame(self, index: int, error: KvmdError) -> None:
         mirror = self._mirrors[index]
+        if mirror.is_banned:
+            return  # for another reason, which stays the one that is told
         if isinstance(error, SourceStatusError) and mirror.entity is not None:
             error = SourceExpiredError(f"{error.message} It granted access before; what is stored is kept.")
         after = mirror.failed(

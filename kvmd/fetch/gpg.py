@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import tempfile
-from collections.abc import Generator
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from kvmd.errors import InternalError, SignatureError
@@ -49,31 +49,39 @@ class GpgKeyring:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
             )
         except OSError as exc:
             raise InternalError(
                 f"policy.keyring is set, but gpgv cannot be run: {exc.strerror}.", hint="Install gpgv on the host."
             ) from exc
-        with _reaped(process):
-            try:
-                async with asyncio.timeout(TIMEOUT_S):
-                    told, said = await process.communicate()
-            except TimeoutError:
-                raise SignatureError(f"gpgv did not end within {TIMEOUT_S:g} s; not believed.") from None
-        # GOODSIG alone would also be said of an expired or revoked key's signature under other words: VALIDSIG and exit 0 are not.
-        if process.returncode != 0 or b"[GNUPG:] VALIDSIG " not in told:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                told, said = await process.communicate()
+        except TimeoutError:
+            raise SignatureError(f"gpgv did not end within {TIMEOUT_S:g} s; not believed.") from None
+        finally:
+            await _reap(process)
+        if process.returncode != 0 or not _is_good(told):
             words_said = " ".join(said.decode(errors="replace").split())[:_MAX_WORDS]
             raise SignatureError(f"the signature was refused; gpgv says: {words_said or process.returncode}")
 
 
-@contextmanager
-def _reaped(process: asyncio.subprocess.Process) -> Generator[None]:
-    try:
-        yield
-    finally:
+def _is_good(status: bytes) -> bool:
+    """Whether every signature is good, and at least one is there.
+
+    For an expired or revoked key, too, gpgv says VALIDSIG and ends with 0 (2.2.40): only GOODSIG means that nothing speaks against it.
+    """
+    words = [line.split()[1] for line in status.splitlines() if line.startswith(b"[GNUPG:] ") and line.split()[1:]]
+    return 0 < words.count(b"GOODSIG") == words.count(b"VALIDSIG") == words.count(b"NEWSIG")
+
+
+async def _reap(process: asyncio.subprocess.Process) -> None:
+    """End it, with all that it has started, and wait for it: shortly, for it has been killed."""
+    if process.returncode is None:
         with suppress(ProcessLookupError):
-            if process.returncode is None:
-                process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
+        await asyncio.shield(process.wait())
 
 
 def _written(document: bytes, signature: bytes) -> Path:

@@ -14,7 +14,7 @@ from typing import TypedDict
 
 from typing_extensions import Unpack
 
-from kvmd.app.parts import disk_threads, environment_of, limits_of, open_sources
+from kvmd.app.parts import disk_threads, environment_of, keyring_of, limits_of, open_sources
 from kvmd.clock import SystemClock
 from kvmd.config import Settings
 from kvmd.core.session import Cancelled, Failed, Ready, Started, State, Terms, Waiting
@@ -89,6 +89,7 @@ class Asked(TypedDict, total=False):
     tls: TlsFiles
     size: int
     deadline: datetime
+    checksum_url: str
 
 
 class Host:
@@ -134,13 +135,15 @@ class Host:
         async def on_state(state: State) -> None:
             states.append(state)
 
-        job = Job(uuid.uuid4().hex, terms, parsed, asked.get("headers", {}), asked.get("size"))
+        named = SourceUrl.parse(asked["checksum_url"]) if "checksum_url" in asked else None
+        job = Job(uuid.uuid4().hex, terms, parsed, asked.get("headers", {}), asked.get("size"), checksum_url=named)
         executor, clock = disk_threads(self.settings), SteadyClock()
         try:
             environment = environment_of(self.settings, executor, typed=parsed, tls=asked.get("tls", TlsFiles()))
             async with open_sources(self.settings, environment) as sources:
                 store = DirectoryStore("pool", self.pool, executor=executor)
-                edges = Edges(sources, store, clock, limits_of(self.settings), Shaper(0, clock))
+                keyring = keyring_of(self.settings.policy, executor)
+                edges = Edges(sources, store, clock, limits_of(self.settings), Shaper(0, clock), keyring)
                 state = await Session(job, edges, Listener(on_state, progress.append)).run(Started())
         finally:
             await asyncio.to_thread(executor.shutdown)
