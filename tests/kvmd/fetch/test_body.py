@@ -240,6 +240,27 @@ async def test_bytes_after_the_body_are_no_part_of_any_body(*, extra: bytes, tog
             await turns()
 
 
+@pytest.mark.xfail(
+    strict=True,
+    raises=RangeMismatchError,
+    reason="aiohttp takes what came between two requests for the second's answer",
+)
+async def test_bytes_that_come_between_two_requests_are_no_answer() -> None:
+    """Nobody asked for them, and the connection on which they came is not used again."""
+
+    async def answer(call: Call) -> bool:
+        await answering(CONTENT)(call)
+        await turns()
+        await call.line.send(FORGED)
+        return True
+
+    async with Wire(answer) as wire, reading(wire.url) as (_, source):
+        for count in range(1, 4):
+            assert await take(source) == CONTENT
+            await turns(40)
+            assert wire.connections == count
+
+
 @however_it_comes
 async def test_a_server_that_closes_after_each_body(*, together: bool) -> None:
     async with (
