@@ -46,7 +46,7 @@ encoding=gzip         Content-Encoding: gzip, body compressed; another name is o
 framing=V             ``chunked`` (no length), ``close`` (neither), ``badchunk`` (second chunk size is not hexadecimal),
                       ``both`` (Content-Length and Transfer-Encoding)
 media_type=T          Content-Type: T of the content, instead of application/octet-stream
-header=NAME:VALUE     one more header of any answer; several stand on lines of their own
+header=NAME:VALUE     one more header of any answer; a bar stands between several
 header_bytes=N        one more header whose value has N bytes
 header_count=N        N more headers
 delay=S               waits S seconds before it answers

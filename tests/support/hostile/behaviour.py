@@ -31,9 +31,9 @@ def _span(value: str) -> object:
     return [int(part) for part in value.split(":", 1)]
 
 
-def _header_lines(value: str) -> object:
-    if not all(":" in line for line in value.split("\n")):
-        raise ValueError("a line is not NAME:VALUE")
+def _headers(value: str) -> object:
+    if not all(":" in line for line in value.split("|")):
+        raise ValueError("a part is not NAME:VALUE")
     return value
 
 
@@ -44,7 +44,7 @@ _CHECKS: Mapping[str, Callable[[str], object]] = {
     **dict.fromkeys(["header_bytes", "header_count", "rate", "cut", "reset", "stall", "hold"], int),
     **dict.fromkeys(["delay", "header_trickle", "trickle", "cut_fraction"], float),
     **dict.fromkeys(["retry_after", "require", "redirect_to", "encoding", "mirror", "token", "media_type"], str),
-    "header": _header_lines,
+    "header": _headers,
     "html": _one_of("1"),
     "drop": _one_of("fin", "rst"),
     "redirect": _hops,

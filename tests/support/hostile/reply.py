@@ -84,7 +84,7 @@ def content_reply(exchange: Exchange, behaviour: Behaviour, entity: Entity) -> R
 
 def with_more_headers(reply: Reply, behaviour: Behaviour) -> Reply:
     """Add the headers that were ordered, and the useless ones."""
-    lines = (behaviour.text("header") or "").splitlines()
+    lines = filter(None, (behaviour.text("header") or "").split("|"))
     headers: Headers = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
     headers += [(f"X-Filler-{index}", "x") for index in range(behaviour.integer("header_count") or 0)]
     size = behaviour.integer("header_bytes")
