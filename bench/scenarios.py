@@ -75,13 +75,13 @@ def paced(stage: Stage) -> Outcome:
 
 
 def round_trip(stage: Stage) -> Outcome:
-    """With a round trip of 20 ms and a window of 3 MiB a connection."""
+    """With a round trip of 20 ms and a window of 3 MiB a connection; kvmd and aria2c may have 16 of them."""
     peers = {KVMD: kvmd, ARIA2C: aria2c, CURL: curl}
     with shaped(stage, round_trip_ms=0.001) as url:
         capacity, _ = one_connection(url, stage.size)
     with shaped(stage, round_trip_ms=_ROUND_TRIP_MS) as url:
         _, first_byte_s = one_connection(url, _MB)
-        runs = race(stage, stage.download(url), peers)
+        runs = race(stage, _with_connections(stage, stage.download(url), _CONNECTIONS), peers)
     figures = (
         *ratios(runs, {ARIA2C: 0.85, CURL: 0.32}),
         Figure("first byte, with handshake", 1000 * first_byte_s, "ms", 2 * _ROUND_TRIP_MS, is_floor=True),

@@ -104,7 +104,7 @@ Labels = dict[Name, Label]
 class WireModel(BaseModel):
     """Data of an event: immutable, and an unknown field is an error, because a typo must not pass."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, val_json_bytes="utf8")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, val_json_bytes="utf8", defer_build=True)
 
 
 class RegisterData(WireModel):

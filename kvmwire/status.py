@@ -14,7 +14,7 @@ from kvmwire.names import EventId, Name
 class StatusModel(BaseModel):
     """A status: immutable; fields that a newer host adds are ignored by an older reader."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -36,7 +36,7 @@ def environment_of(
         allow_http=policy.allow_http,
         connect_timeout_s=transfer.connect_timeout_s,
         stall_timeout_s=transfer.stall_timeout_s,
-        tls={} if tls is None else dict.fromkeys(origins, tls),
+        tls={} if tls in {None, TlsFiles()} else dict.fromkeys(origins, tls or TlsFiles()),
         proxies={SourceUrl.parse(origin).origin: proxy for origin, proxy in transfer.proxies.items()},
         folders=policy.allowed_folders,
     )

@@ -54,7 +54,8 @@ def _show(probes: list[SourceProbe]) -> None:
             human_size(probe.virtual_size),
             f"{probe.seconds:.2f}",
         )
-    console = Console(width=None if sys.stdout.isatty() else _NO_LIMIT)
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if has_width else _NO_LIMIT)
     with console.capture() as captured:
         console.print(table)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -13,6 +13,8 @@ from kvmwire.status import Failure
 
 MAX_FAILURES = 5
 """So many failures in a row without a byte, and the source is not asked again in this attempt."""
+_WORTH_A_CONNECTION = 1 / 16
+"""An idle source with this share of the best rate gets a connection before the best gets one more."""
 _RATE_WEIGHT = 0.3
 """Share of the newest measurement in a source's rate."""
 
@@ -96,18 +98,23 @@ class Mirror:
 def pick(mirrors: Sequence[Mirror], now: float) -> int | None:
     """Give the index of the source for the next request, None where none may get one now.
 
-    Idle sources that were never measured come first, so that they get measured; then the fastest. Those that are being measured share
-    what there is, so that one slow source does not get all of a small file. Then the order of the event decides.
+    Idle sources that were never measured come first, so that they get measured; then idle ones whose rate is worth a connection,
+    because what limits a source is often its own link, and not the number of connections to it; then the fastest. Those that
+    are being measured share what there is, so that one slow source does not get all of a small file. Then the order of the
+    event decides.
     """
-    free = [(*_rank(mirror), index) for index, mirror in enumerate(mirrors) if mirror.can_start(now)]
+    best = max((mirror.rate_bps for mirror in mirrors if not mirror.is_banned), default=0.0)
+    free = [(*_rank(mirror, best), index) for index, mirror in enumerate(mirrors) if mirror.can_start(now)]
     return min(free)[-1] if free else None
 
 
-def _rank(mirror: Mirror) -> tuple[int, bool, float, int, int]:
+def _rank(mirror: Mirror, best_bps: float) -> tuple[int, bool, bool, float, int, int]:
     is_known = mirror.rate_bps > 0
+    is_worth_one = not mirror.active and mirror.rate_bps >= best_bps * _WORTH_A_CONNECTION
     return (
         mirror.failures,
         is_known or mirror.active > 0,
+        not is_worth_one,
         -mirror.rate_bps,
         0 if is_known else mirror.active,
         mirror.order,

@@ -17,7 +17,7 @@ from kvmd.errors import KvmdError
 from kvmd.ports import Clock, Volume
 from kvmwire.digest import Digest
 
-WINDOW = 32 * MIB
+WINDOW = 48 * MIB
 WINDOW_S = 2.0
 """A checkpoint is made after so many bytes, or so long after the last: what a crash costs at most."""
 _LOOK_S = 0.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Collection, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -37,8 +38,9 @@ class Protocols:
 
     async def close(self) -> None:
         """Close what every plug-in has open."""
-        for sources in self._sources.values():
-            await sources.close()
+        async with AsyncExitStack() as stack:
+            for sources in self._sources.values():
+                stack.push_async_callback(sources.close)
         self._sources.clear()
 
     def _of(self, url: SourceUrl) -> Sources:

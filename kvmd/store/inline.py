@@ -12,9 +12,10 @@ from contextlib import contextmanager
 
 from kvmd.store.calls import filesystem_type
 
-SLOW_S = 0.02
-"""A write that took longer sends those after it to threads for ``REST_S``."""
-REST_S = 5.0
+SLOW_S = 0.1
+"""A write that took longer was not delayed by other processes alone: the disk is behind."""
+FIRST_REST_S, LONGEST_REST_S = 1.0, 60.0
+"""So long after a slow write all go to threads; twice as long after the next one."""
 _LOCAL = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010})
 """ext2/3/4, xfs, btrfs, tmpfs and f2fs (statfs(2)): a write to any other filesystem may wait for a server."""
 
@@ -25,6 +26,7 @@ class Inline:
     def __init__(self, fd: int) -> None:
         self._is_local = filesystem_type(fd) in _LOCAL
         self._rests_until = 0.0
+        self._rest_s = FIRST_REST_S
 
     def is_allowed(self) -> bool:
         """Whether the next write is likely short."""
@@ -37,4 +39,5 @@ class Inline:
         yield
         ended = time.monotonic()
         if ended - began > SLOW_S:
-            self._rests_until = ended + REST_S
+            self._rests_until = ended + self._rest_s
+            self._rest_s = min(LONGEST_REST_S, 2 * self._rest_s)

@@ -173,6 +173,7 @@ class PartialVolume:
         self._is_closed = False
         self._is_resumable = checkpoint is not None
         self._is_published = False
+        self._writing = asyncio.Lock()
         self._journaling = threading.Lock()  # a save that nobody awaits any more may still run
         self._sealed: Placement | None = None
         self._working: set[asyncio.Future[Any]] = set()
@@ -190,7 +191,8 @@ class PartialVolume:
         if self._inline.is_allowed():
             self._write_inline(what, offset, block)
         else:
-            await self._perform(what, self._write, offset, block)
+            async with self._writing:  # the file's lock is the kernel's: threads that wait for it would only burn time
+                await self._perform(what, self._write, offset, block)
         self._written = self._written.add(ByteRange(offset, offset + len(block)))
         if not self._is_rewritten:
             self._advance(self._written)

@@ -18,7 +18,7 @@ CHECKSUM = "{SHA-256}" + hexdigest(IMAGE)
 WRONG = "{SHA-256}" + "0" * 64
 KEYS = {
     *("state", "code", "message", "hint", "path", "size", "checksum", "format", "virtual_size"),
-    *("resumed_from", "sources", "seconds"),
+    *("resumed_from", "refetched", "connections", "retries", "found_checksums", "sources", "seconds"),
 }
 
 

@@ -9,7 +9,7 @@ import ssl
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote, urlencode
@@ -44,6 +44,7 @@ class HostileServer:
         self._tls = tls
         self._contents: dict[str, Content] = {}
         self._swapped: dict[str, Content] = {}
+        self._behaviour: dict[str, str] = {}
         self._numbers: Counter[str] = Counter()
         self._active: Counter[str] = Counter()
         self._max_active: Counter[str] = Counter()
@@ -111,15 +112,21 @@ class HostileServer:
         if failures:
             raise failures[0]
 
-    def add(self, name: str, content: bytes | Content, *, swapped: bytes | Content | None = None) -> None:
-        """Serve the content as ``/name``; ``swapped`` is what ``entity=swapped`` turns it into."""
+    def add(
+        self, name: str, content: bytes | Content, *, swapped: bytes | Content | None = None, **behaviour: object
+    ) -> None:
+        """Serve the content as ``/name``; ``swapped`` is what ``entity=swapped`` turns it into.
+
+        The behaviour holds for every URL of the name, after what the URL orders itself.
+        """
         self._contents[name] = as_content(content)
+        self._behaviour[name] = _query(behaviour)
         if swapped is not None:
             self._swapped[name] = as_content(swapped)
 
     def url(self, name: str, *, host: str = "127.0.0.1", **parameters: object) -> str:
         """Return the URL of a name with the behaviour that the keywords order (see the package's table)."""
-        query = urlencode({key: str(value) for key, value in parameters.items()}, safe="@:/")
+        query = _query(parameters)
         scheme = "https" if self._tls else "http"
         return f"{scheme}://{host}:{self.port}/{quote(name)}{'?' if query else ''}{query}"
 
@@ -185,7 +192,8 @@ class HostileServer:
     async def _answer(self, line: Line, exchange: Exchange) -> bool:
         """Answer one request; tell whether the connection ends with it."""
         try:
-            behaviour = behaviour_of(exchange.query, exchange.number)
+            query = f"{exchange.query}&{self._behaviour.get(exchange.name, '')}"
+            behaviour = behaviour_of(query, exchange.number)
         except MisuseError as exc:
             self.misuses.append(f"{exchange.target}: {exc}")
             behaviour = Behaviour({"status": "500"})
@@ -227,3 +235,7 @@ class HostileServer:
             await line.until(self._released[name])
         finally:
             self._holding[name] -= 1
+
+
+def _query(parameters: Mapping[str, object]) -> str:
+    return urlencode({key: str(value) for key, value in parameters.items()}, safe="@:/")
