@@ -25,7 +25,7 @@ class Gauge:
         elapsed = now - self.at
         if elapsed <= 0:
             return self
-        newest = (total - self.seen) / elapsed
+        newest = max(0, total - self.seen) / elapsed
         rate = newest if not self.rate_bps else self.rate_bps + _WEIGHT * (newest - self.rate_bps)
         return replace(self, at=now, seen=total, rate_bps=rate)
 

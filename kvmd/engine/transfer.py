@@ -122,6 +122,7 @@ class Transfer:
         except (SourceError, ContentError) as exc:
             self._mirrors[index] = before  # the bytes that came are lost, so they forgive nothing
             self._blame(index, exc)
+            self._tell()
             raise
         return self._landing.stored.frontier
 
@@ -133,10 +134,11 @@ class Transfer:
                 await work
                 for helper in helpers:
                     helper.cancel()
-            self._tell()
         except BaseExceptionGroup as group_error:
             errors = leaves(group_error)
             raise next((error for error in errors if isinstance(error, KvmdError)), errors[0]) from group_error
+        finally:
+            self._tell()
 
     async def _work_all(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -263,3 +263,17 @@ async def test_a_name_that_does_not_resolve_is_told_with_the_setting(tmp_path: P
 
     assert code == 2
     assert "metrics.listen: nowhere.invalid:9105 cannot be listened on: " in said
+
+
+@pytest.mark.usefixtures("kvmd")
+async def test_a_broken_stream_without_ranges_costs_its_bytes_and_a_retry(
+    lab: Site, hostile: HostileServer, metrics: Metrics
+) -> None:
+    hostile.add("disk.qcow2", IMAGE)
+    await lab.deploy(record("deb12", hostile.url("disk.qcow2", ranges="off", cut="400000@2"), IMAGE))
+    await lab.watch.replica("deb12", "ready")
+
+    await metrics.scrape()
+
+    assert metrics.value("kvmd_retries_total") == 1
+    assert metrics.value("kvmd_received_bytes_total", origin=origin(hostile)) == len(IMAGE) + 400_000
