@@ -9,12 +9,13 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from kvmd.app import fetching
 from kvmd.cli.output import tls_files
 from kvmd.cli.progress import Report
 from kvmd.config import Settings, load
+from kvmd.core.metalink import file_name
 from kvmd.core.session import Cancelled, Failed, Ready, State, Waiting
 from kvmd.engine.runner import Listener
 from kvmd.errors import KvmdError, PoolMissingError
@@ -78,7 +79,7 @@ def _destination(arguments: argparse.Namespace) -> tuple[Path, str]:
     """Split DEST into a folder that exists and a file name; a folder gets the name at the end of the first URL."""
     given = Path(arguments.destination)
     if given.is_dir() or arguments.destination.endswith("/"):
-        folder, name = given, PurePosixPath(arguments.urls[0].path).name
+        folder, name = given, file_name(arguments.urls[0])
         if not name:
             raise PoolMissingError(
                 f"DEST {given} is a folder, and the URL has no file name at its end.", hint="Name a file as DEST."

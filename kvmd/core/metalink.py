@@ -50,6 +50,11 @@ def is_metalink(url: SourceUrl, media_type: str) -> bool:
     return bool(_SUFFIX.search(url.path)) or media_type.partition(";")[0].strip().lower() in MEDIA_TYPES
 
 
+def file_name(url: SourceUrl) -> str:
+    """Give the name at the end of a URL, that of a Metalink without its suffix: what the file it describes is mostly called."""
+    return _SUFFIX.sub("", url.path.rpartition("/")[2])
+
+
 def parse(document: bytes, base: SourceUrl, *, selector: Selector, schemes: Collection[str]) -> Manifest:
     """Read what a document from ``base`` tells of the file that the selector means.
 
@@ -155,7 +160,7 @@ def _select(files: list[_File], selector: Selector, base: SourceUrl) -> _File:
 
 def _stem(base: SourceUrl) -> str:
     """Give the name of the file that a document of this URL is likely about."""
-    return _SUFFIX.sub("", unquote(base.path.rpartition("/")[2]))
+    return unquote(file_name(base))
 
 
 def _size(file: Element, base: SourceUrl) -> int | None:
