@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 
 from kvmd.core.addresses import AddressPolicy
 from kvmd.plugin import Environment, TlsFiles
@@ -25,6 +28,17 @@ class ForbiddenAddressError(OSError):
     def __init__(self, address: str) -> None:
         super().__init__("the address is not allowed by this host's policy")
         self.address = address
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Uses no connection again on which something came that nobody asked for: it would be taken for the next answer."""
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None:
+            if connection.protocol is not None and not connection.protocol.should_close:
+                return connection
+            connection.close()
+        return None
 
 
 class Connections:
@@ -57,7 +71,7 @@ class Connections:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, socket_factory=self._socket_factory())
+            connector = _Connector(limit=0, socket_factory=self._socket_factory())
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 auto_decompress=False,

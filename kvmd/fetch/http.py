@@ -31,6 +31,7 @@ from kvmd.errors import (
     RedirectLimitError,
     SourceError,
     SourceStalledError,
+    SourceStatusError,
     SourceUnreachableError,
     TlsVerifyError,
     UrlForbiddenError,
@@ -312,8 +313,19 @@ def _translated(url: SourceUrl) -> Generator[None]:
         raise _os_error(url, exc) from exc
     except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as exc:
         raise SourceUnreachableError(f"source {url}: the connection broke off ({_text(exc)}).") from exc
+    except aiohttp.ClientHttpProxyError as exc:
+        raise _proxy_error(url, exc) from exc
     except (aiohttp.ClientError, ValueError, asyncio.IncompleteReadError) as exc:
         raise ProtocolError(f"source {url}: not proper HTTP ({_text(exc)}); refused.") from exc
+
+
+def _proxy_error(url: SourceUrl, exc: aiohttp.ClientHttpProxyError) -> SourceError:
+    """Say what the proxy answered to CONNECT; a proxy that cannot reach the origin is asked again later."""
+    proxy = exc.request_info.real_url.authority
+    said = f"source {url}: its proxy {proxy} made no connection (HTTP {exc.status} {exc.message[:100]!a})"
+    if exc.status >= 500:  # noqa: PLR2004 - the statuses of a server's own trouble
+        return SourceUnreachableError(f"{said}; it is asked again later.", status=exc.status)
+    return SourceStatusError(f"{said}; not asked again.", status=exc.status)
 
 
 def _os_error(url: SourceUrl, exc: OSError) -> KvmdError:

@@ -240,11 +240,6 @@ async def test_bytes_after_the_body_are_no_part_of_any_body(*, extra: bytes, tog
             await turns()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RangeMismatchError,
-    reason="aiohttp takes what came between two requests for the second's answer",
-)
 async def test_bytes_that_come_between_two_requests_are_no_answer() -> None:
     """Nobody asked for them, and the connection on which they came is not used again."""
 

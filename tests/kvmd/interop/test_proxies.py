@@ -20,9 +20,6 @@ from tests.support.waiting import eventually
 
 MIB = 1 << 20
 DISK = GeneratedContent(12 * MIB, seed=1).read(0, 12 * MIB)
-answer_to_connect = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="what a proxy answers to CONNECT counts as broken HTTP, and is final"
-)
 
 
 @contextmanager
@@ -123,7 +120,6 @@ async def test_a_proxy_that_refuses_a_request_is_told(
         assert status in outcome.failure.message
 
 
-@answer_to_connect
 @pytest.mark.parametrize(
     ("rules", "status"),
     [
@@ -152,7 +148,6 @@ async def test_an_origin_that_is_down_behind_a_proxy_is_tried_again_later(plain:
         assert outcome.code == "SOURCE_UNREACHABLE"
 
 
-@answer_to_connect
 async def test_an_origin_that_a_proxy_cannot_connect_to_is_tried_again_later(
     secure: Nginx, tmp_path: Path, tls: TlsFiles
 ) -> None:
