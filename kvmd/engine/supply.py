@@ -31,7 +31,7 @@ _PROBE_TRIES = 3
 """So often a source is probed in one attempt while it fails in a way that may pass."""
 _PATIENCE_S = 30.0
 """A longer pause that a source asks for is not spent inside of an attempt."""
-_DESCRIPTIONS_S = 5.0
+DESCRIPTIONS_S = 5.0
 """How long the Metalinks that answers point to may keep a download from starting."""
 _MAX_DESCRIPTIONS = 4
 
@@ -154,7 +154,7 @@ class Supply:
                 found.setdefault(url.raw, (url, answer))
         manifests = list[Manifest]()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_DESCRIPTIONS_S):
+            async with asyncio.timeout(DESCRIPTIONS_S):
                 for url, finding in list(found.values())[:_MAX_DESCRIPTIONS]:
                     try:
                         manifest = await self._read(self._opener.open(url, {}), None)

@@ -2,8 +2,10 @@
 
 ``server.add("disk.qcow2", content)`` registers a content; ``server.url("disk.qcow2", cut=100_000)`` is a URL that
 behaves as told. Without parameters the server is honest: ranges, strong ETag, Last-Modified, If-Range, If-Match,
-HEAD, keep-alive. ``server.add("disk", content, status=429)`` orders it for every URL of the name. Parameters combine where that makes sense; an unknown or unreadable one is answered with 500 and fails
+HEAD, keep-alive. Parameters combine where that makes sense; an unknown or unreadable one is answered with 500 and fails
 the test when the server closes.
+
+``server.add("disk.qcow2", content, status=429)`` orders the same for every URL of the name.
 
 **Windows**: any value may end with ``@FROM-TO``, ``@FROM-`` or ``@N``: it then holds only for these requests, counted
 from 1 for each target (path and query: so each URL is a mirror of its own). ``status=403@4-`` is a presigned URL that
