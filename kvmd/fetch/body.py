@@ -18,6 +18,11 @@ from kvmwire.source import SourceUrl
 
 MOMENT_S = 0.25
 """Bytes that come slowly are given on after so long: what is only in memory is lost when the process is killed."""
+_TLS_HELD = 544 * 1024
+"""More than asyncio holds of a TLS stream while nothing is read: 256 KiB, one more read of as much, and records of 16 KiB.
+
+Once the server has closed the connection, asyncio fills one buffer, and forgets what does not fit (sslproto.py: _do_flush).
+"""
 
 
 class Body(asyncio.BufferedProtocol):
@@ -29,7 +34,8 @@ class Body(asyncio.BufferedProtocol):
         self._response = response
         self._url = url
         self._stall_timeout_s = stall_timeout_s
-        self._buffer = memoryview(bytearray(min(block, length)))
+        self._block = block
+        self._buffer = memoryview(b"")
         self._filled = 0
         self._left = length
         self._is_lost = False
@@ -40,14 +46,15 @@ class Body(asyncio.BufferedProtocol):
 
     async def blocks(self) -> AsyncIterator[bytes | memoryview]:
         """Give the whole body. Raises SourceStalledError or SourceUnreachableError after the bytes that came before."""
-        for start in self._take_over():
-            yield start
+        for came in self._take_over():
+            yield came
         while self._left or self._filled:
             await self._gather()
             if self._filled and self._transport is not None:
                 # A block of slow bytes is not full: what follows would come into it, and be forgotten with it.
                 self._transport.pause_reading()
-                yield self._buffer[: self._filled]
+                for start in range(0, self._filled, self._block):
+                    yield self._buffer[start : min(start + self._block, self._filled)]
                 self._filled = 0
             if self._is_lost and self._left:
                 raise SourceUnreachableError(
@@ -64,10 +71,10 @@ class Body(asyncio.BufferedProtocol):
         return self._buffer[self._filled : self._filled + self._left]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Stop reading when the buffer is full or the body complete."""
+        """Stop reading when there is a block, or the body is complete."""
         self._filled += nbytes
         self._left -= nbytes
-        if (not self._left or self._filled == len(self._buffer)) and self._transport is not None:
+        if (not self._left or self._filled >= self._block) and self._transport is not None:
             self._transport.pause_reading()
             self._wake()
 
@@ -89,6 +96,8 @@ class Body(asyncio.BufferedProtocol):
             self._is_lost = True
             return start
         self._transport, self._owner = connection.transport, connection.protocol
+        is_tls = self._transport.get_extra_info("ssl_object") is not None
+        self._buffer = memoryview(bytearray(min(max(self._block, _TLS_HELD if is_tls else 0), self._left)))
         self._transport.set_protocol(self)
         self._transport.resume_reading()
         return start
@@ -103,10 +112,10 @@ class Body(asyncio.BufferedProtocol):
         self._response.content.feed_eof()
 
     async def _gather(self) -> None:
-        """Wait until the buffer is full, or for what comes in a moment, at least one byte; or for the end."""
+        """Wait until there is a block, or for what comes in a moment, at least one byte; or for the end."""
         loop = asyncio.get_running_loop()
         stalled_at = loop.time() + self._stall_timeout_s
-        while self._left and not self._is_lost and self._filled < len(self._buffer):
+        while self._left and not self._is_lost and self._filled < self._block:
             self._waiter = loop.create_future()
             moment = loop.call_later(min(MOMENT_S, self._stall_timeout_s), self._wake)
             try:

@@ -196,14 +196,14 @@ class HttpSource:
             yield response, answer
         finally:
             # A connection whose body was read to its end is kept; any other is closed, because its rest is still to come.
-            response.release() if response.content.at_eof() else response.close()
+            response.release() if response.content.at_eof() else _cut(response)
 
     async def _follow(self, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, Answer]:
         if self._redirect is not None:
             response, answer = await self._get(self._redirect, headers)
             if answer.status < 300:  # noqa: PLR2004 - the success statuses
                 return response, answer
-            response.close()
+            _cut(response)
             self._redirect = None
         url = self._url
         for _ in range(MAX_REDIRECTS + 1):
@@ -211,7 +211,7 @@ class HttpSource:
             if answer.status not in REDIRECTS:
                 self._redirect = url if url is not self._url else None
                 return response, answer
-            response.close()
+            _cut(response)
             url = self._next_hop(url, answer)
         raise RedirectLimitError(f"source {self._url}: more than {MAX_REDIRECTS} redirects; given up.")
 
@@ -248,6 +248,13 @@ class HttpSource:
                 raise SourceStalledError(f"source {url}: no answer within the stall timeout.") from exc
         chunked = response.headers.get("Transfer-Encoding", "").lower().endswith("chunked")
         return response, Answer(url, response.status, response.headers, chunked)
+
+
+def _cut(response: aiohttp.ClientResponse) -> None:
+    """Close the connection at once. A polite end of TLS waits for the server's, and for ever where that had ended it before."""
+    if response.connection is not None and response.connection.transport is not None:
+        response.connection.transport.abort()
+    response.close()
 
 
 async def _error_body(response: aiohttp.ClientResponse, answer: Answer) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -396,3 +397,74 @@ async def test_a_tls_server_that_closes_after_each_body(tls: ssl.SSLContext, aut
         for _ in range(3):
             assert await take(source, block=LENGTH) == CONTENT
         assert wire.connections == 3
+
+
+@pytest.mark.parametrize("end", ["close_notify", "fin"])
+async def test_a_tls_body_whose_server_has_closed_is_read_to_its_end(
+    tls: ssl.SSLContext, authority: Authority, end: str
+) -> None:
+    content, has_closed = LARGE[: 700 * 1024], asyncio.Event()
+
+    async def answer(call: Call) -> bool:
+        await send(call, head_of(content, call.wanted, connection="close"), content, together=False)
+        if end == "fin":
+            call.line.vanish()
+        has_closed.set()
+        return False
+
+    trusted = TlsFiles(str(authority.ca_file))
+    async with Wire(answer, tls=tls) as wire, reading(wire.url, tls=trusted) as (_, source):
+        received = bytearray()
+        async with source.read(whole(content), entity_of(content), block=BLOCK) as blocks:
+            async for one in blocks:
+                assert len(one) <= BLOCK
+                received += one
+                if len(received) >= len(content) - 400 * 1024:
+                    await has_closed.wait()
+                    await turns()
+        assert received == content
+
+
+async def test_a_tls_stream_that_is_left_closes_its_connection_although_the_server_did(
+    tls: ssl.SSLContext, authority: Authority
+) -> None:
+    has_vanished = asyncio.Event()
+
+    async def answer(call: Call) -> bool:
+        await send(call, head_of(LARGE, call.wanted), LARGE[: 50 * 1024], together=False)
+        call.line.vanish()
+        has_vanished.set()
+        return False
+
+    trusted = TlsFiles(str(authority.ca_file))
+    async with Wire(answer, tls=tls) as wire, reading(wire.url, tls=trusted) as (_, source):
+        async with source.read(whole(LARGE), entity_of(LARGE), block=BLOCK) as blocks:
+            await anext(blocks)
+            await has_vanished.wait()
+            await turns()
+        await eventually(lambda: not connections_to(wire.port), what="no open connection")
+
+
+async def test_a_tls_stream_that_is_left_closes_its_connection_at_once(
+    tls: ssl.SSLContext, authority: Authority
+) -> None:
+    trusted = TlsFiles(str(authority.ca_file))
+    async with Wire(answering(LARGE), tls=tls) as wire, reading(wire.url, tls=trusted) as (_, source):
+        async with source.read(whole(LARGE), entity_of(LARGE), block=BLOCK) as blocks:
+            await anext(blocks)
+        await eventually(lambda: not connections_to(wire.port), what="no open connection")
+
+
+def connections_to(port: int) -> list[int]:
+    """Give the descriptors of this process that are connected to this port."""
+    found = list[int]()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if _peer_port(int(name)) == port:
+                found.append(int(name))
+    return found
+
+
+def _peer_port(descriptor: int) -> int:
+    with socket.socket(fileno=os.dup(descriptor)) as one:
+        return int(one.getpeername()[1]) if one.family == socket.AF_INET else 0
