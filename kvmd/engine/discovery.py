@@ -64,8 +64,8 @@ class Discovery:
         Raises SignatureError for one that was signed and is not what was signed. Where a checksum is required and none was found, it
         raises the SourceError that may pass by itself, if any.
         """
-        unsigned, trouble = Found(), None
-        is_required = limits.require_checksum
+        unsigned, is_required = Found(), limits.require_checksum
+        trouble: SourceError | None = None
         end = asyncio.get_running_loop().time() + (REQUIRED_SEARCH_S if is_required else SEARCH_S)
         for place in candidates(image):
             try:
@@ -89,7 +89,7 @@ class Discovery:
                 return found
             unsigned = unsigned if unsigned.digests else found
         if trouble is not None:
-            log.info("search for a checksum ended early", source=image, code=trouble.code, message=trouble.message)
+            log.info("search for a checksum had trouble", source=image, code=trouble.code, message=trouble.message)
             if is_required:
                 raise trouble
         return unsigned

@@ -25,13 +25,12 @@ _FINAL_SAVE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
-    """What became of a block: ``fresh`` bytes were written, ``wrong`` ones, which came before, are missing again.
+class Judged:
+    """``wrong`` are pieces that came and do not have their digest: they are missing again.
 
     ``liars`` are the sources (by index) that are shown to have given wrong bytes.
     """
 
-    fresh: Sequence[ByteRange]
     wrong: Sequence[ByteRange] = ()
     liars: frozenset[int] = frozenset()
 
@@ -61,8 +60,10 @@ class Landing:
         """Bytes of a piece; 1 where pieces have no digests."""
         return 1 if self._ledger is None else self._ledger.pieces.length
 
-    async def put(self, came: ByteRange, block: bytes | memoryview, *, mirror: int) -> Landed:
-        """Write those of the bytes that no other stream has written or is writing. Raises StoreError.
+    async def put(self, came: ByteRange, block: bytes | memoryview, *, mirror: int) -> Sequence[ByteRange]:
+        """Write those of the bytes that no other stream has written or is writing, and give them. Raises StoreError.
+
+        The caller calls ``prove`` with them, and awaits nothing in between.
 
         No byte is written twice: the hash may have read it already, and another source's byte may be another one.
         """
@@ -73,11 +74,26 @@ class Landing:
             data = block if is_all else memoryview(block)[part.start - came.start : part.end - came.start]
             await self._volume.write(part.start, data)
             self._written = self._written.add(part)
-        if self._ledger is None:
-            return Landed(fresh)
-        for part in fresh:
-            self._ledger = self._ledger.land(part, mirror)
-        return await self._judge(fresh, self._ledger.whole(fresh))
+        if self._ledger is not None:
+            for part in fresh:
+                self._ledger = self._ledger.land(part, mirror)
+        return fresh
+
+    async def prove(self, fresh: Sequence[ByteRange]) -> Judged:
+        """Judge the pieces that these bytes made whole. Nobody else does, so it must not be cancelled where the rest goes on.
+
+        No byte of such a piece can land until it is lost.
+        """
+        wrong, liars = list[ByteRange](), set[int]()
+        for index in self._ledger.whole(fresh) if self._ledger is not None else ():
+            is_right, found = await self._judge(index)
+            liars |= found
+            if not is_right:
+                wrong.append(self._known.pieces.range(index, self._known.size))
+        # All at once, and the caller hears of it before anybody else runs: else a lost byte could come again in between, unnoticed.
+        for piece in wrong:
+            self._written, self._claimed = self._written.without(piece), self._claimed.without(piece)
+        return Judged(wrong, frozenset(liars))
 
     async def save_regularly(self) -> None:
         """Make a checkpoint when enough was stored or enough time went by, for ever; the streams go on meanwhile."""
@@ -103,20 +119,7 @@ class Landing:
         await self._volume.save(Checkpoint(self._entity, self._has_checksum, stored))
         self._saved = stored.length
 
-    async def _judge(self, fresh: Sequence[ByteRange], whole: Sequence[int]) -> Landed:
-        """Prove the pieces that these bytes made whole. Nobody else does: no byte of them can land until they are lost."""
-        wrong, liars = list[ByteRange](), set[int]()
-        for index in whole:
-            is_right, found = await self._judge_piece(index)
-            liars |= found
-            if not is_right:
-                wrong.append(self._known.pieces.range(index, self._known.size))
-        # All at once, and the caller hears of it before anybody else runs: else a lost byte could come again in between, unnoticed.
-        for piece in wrong:
-            self._written, self._claimed = self._written.without(piece), self._claimed.without(piece)
-        return Landed(fresh, wrong, frozenset(liars))
-
-    async def _judge_piece(self, index: int) -> tuple[bool, frozenset[int]]:
+    async def _judge(self, index: int) -> tuple[bool, frozenset[int]]:
         """Tell whether a piece has its digest, and who has lied about it, now or before."""
         ledger = self._known
         piece = ledger.pieces.range(index, ledger.size)

@@ -87,6 +87,7 @@ class Transfer:
         self._changed = asyncio.Event()
         self._running: dict[int, tuple[asyncio.Timeout, float]] = {}
         self._liars: set[int] = set()
+        self._proving: set[int] = set()
 
     @property
     def mirrors(self) -> Sequence[Mirror]:
@@ -157,7 +158,7 @@ class Transfer:
 
     @property
     def _is_done(self) -> bool:
-        return self._plan.is_done and self._landing.stored.length == self._plan.size
+        return self._plan.is_done and self._landing.stored.frontier == self._plan.size
 
     def _choose(self, now: float) -> tuple[int, ByteRange] | None:
         index = pick(self._mirrors, now)
@@ -256,17 +257,22 @@ class Transfer:
         self._mirrors[index] = mirror.received(0) if is_alive and length else mirror
 
     async def _store(self, index: int, segment: Segment, came: ByteRange, block: bytes | memoryview) -> None:
-        landed = await self._landing.put(came, block, mirror=index)
+        fresh = await self._landing.put(came, block, mirror=index)
         self._mirrors[index] = self._mirrors[index].gave(came.length)
-        self._meter.came(came.length, fresh=sum(part.length for part in landed.fresh))
-        for part in landed.fresh:
+        self._meter.came(came.length, fresh=sum(part.length for part in fresh))
+        for part in fresh:
             self._plan = self._plan.store(segment.id, part)
-        for piece in landed.wrong:
+        self._proving.add(segment.id)
+        try:
+            judged = await self._landing.prove(fresh)
+        finally:
+            self._proving.discard(segment.id)
+        for piece in judged.wrong:
             self._plan = self._plan.lose(piece)
-        for liar in landed.liars:
-            self._condemn(liar, landed.wrong)
+        for liar in judged.liars:
+            self._condemn(liar, judged.wrong)
         self._cut_needless(came)
-        if self._is_done or landed.wrong:
+        if self._is_done or judged.wrong:
             self._notify()
 
     def _condemn(self, index: int, wrong: Sequence[ByteRange]) -> None:
@@ -287,6 +293,8 @@ class Transfer:
         """End the streams whose missing bytes have all come from elsewhere: a slow one must not keep the rest waiting."""
         now = asyncio.get_running_loop().time()
         for segment in self._plan.needless(written):
+            if segment.id in self._proving:
+                continue  # it comes here by itself when that is done
             self._running[segment.id][0].reschedule(now)
 
     async def _stream_whole(self, index: int) -> None:
@@ -298,9 +306,9 @@ class Transfer:
                 stopwatch.heard(len(block))
                 came = ByteRange(position, position + len(block))
                 self._check_growth(index, came.end)
-                landed = await self._landing.put(came, block, mirror=index)
-                if landed.wrong:
-                    raise self._wrong_piece(index, landed.wrong)
+                judged = await self._landing.prove(await self._landing.put(came, block, mirror=index))
+                if judged.wrong:
+                    raise self._wrong_piece(index, judged.wrong)
                 self._mirrors[index] = self._mirrors[index].gave(came.length)
                 self._meter.came(came.length, fresh=came.length)
                 position = came.end
