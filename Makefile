@@ -1,6 +1,6 @@
 # Everything sets itself up; `make help` lists the targets.
-TEST_PACKAGES = apache2-bin caddy curl gnupg gpgv haproxy lighttpd mosquitto mosquitto-clients nfs-ganesha nfs-ganesha-vfs nginx-light \
-  openssl qemu-utils strace systemd tinyproxy-bin util-linux iproute2
+TEST_PACKAGES = apache2-bin aria2 caddy curl gnupg gpgv haproxy lighttpd mosquitto mosquitto-clients nfs-ganesha nfs-ganesha-vfs \
+  nginx-light openssl qemu-utils strace systemd tinyproxy-bin util-linux iproute2
 BENCH_PACKAGES = aria2 curl diffutils gcc libc6-dev libssl-dev nginx-light openssl
 KILLS ?= 300
 URL ?=
