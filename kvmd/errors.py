@@ -52,7 +52,7 @@ class ConfigError(KvmdError):
 class SourceError(KvmdError):
     """One source cannot give the bytes. ``retry_after_s`` is what the server asked for, 0 where it did not.
 
-    ``is_throttle`` tells that the server works and wants fewer requests; ``status`` is the HTTP status, where there was one.
+    ``is_throttle`` tells that the server wants fewer requests; ``status`` is the HTTP status, where there was one.
     """
 
     code = FailureCode.PROTOCOL

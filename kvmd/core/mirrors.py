@@ -15,6 +15,8 @@ MAX_FAILURES = 5
 """So many failures in a row without a byte, and the source is not asked again in this attempt."""
 _WORTH_A_CONNECTION = 1 / 16
 """An idle source with this share of the best rate gets a connection before the best gets one more."""
+_STREAK = 16
+"""So many streams in a row without a throttle, and one more connection is tried."""
 _RATE_WEIGHT = 0.3
 """Share of the newest measurement in a source's rate."""
 
@@ -24,6 +26,7 @@ class Mirror:
     """One source during one attempt. Times are monotonic seconds, the rate is bytes a second of one connection.
 
     ``entity`` is what it said it serves, None until it was asked; ``limit`` is how many connections it may have at once.
+    ``most`` is what the limit may grow back to after a throttle, ``streak`` counts the streams since the last one.
     ``round_trip_s`` is the shortest time from a request to its answer, 0 until one came.
     """
 
@@ -39,6 +42,8 @@ class Mirror:
     last_failure: Failure | None = None
     is_banned: bool = False
     has_lied: bool = False
+    most: int = 0
+    streak: int = 0
 
     def can_start(self, now: float) -> bool:
         """Whether it may get one more request now."""
@@ -67,9 +72,15 @@ class Mirror:
         return self.banned(failure)
 
     def measured(self, rate_bps: float) -> Mirror:
-        """Note the rate of a finished segment."""
+        """Note the rate of a finished segment; after enough of them a server that was throttled is tried with one connection more."""
         rate = rate_bps if not self.rate_bps else self.rate_bps + _RATE_WEIGHT * (rate_bps - self.rate_bps)
-        return replace(self, rate_bps=rate)
+        is_due = self.limit < self.most and self.streak + 1 >= _STREAK
+        return replace(
+            self,
+            rate_bps=rate,
+            limit=self.limit + is_due,
+            streak=0 if is_due else self.streak + 1,
+        )
 
     def answered(self, seconds: float) -> Mirror:
         """Note how long a request waited for its answer."""
@@ -86,9 +97,13 @@ class Mirror:
         """
         pause = server_pause_s(retry_after_s, failures=self.failures, jitter=jitter)
         if is_throttle and self.active > 0:
-            return replace(self, limit=max(1, self.active), not_before=now + pause, last_failure=failure)
+            return replace(self, limit=self.active, streak=0, not_before=now + pause, last_failure=failure)
         after = replace(
-            self, failures=self.failures + 1, not_before=now + pause, limit=1 if is_throttle else self.limit
+            self,
+            failures=self.failures + 1,
+            not_before=now + pause,
+            limit=1 if is_throttle else self.limit,
+            streak=0,
         )
         if not is_retryable(failure.code) or after.failures >= MAX_FAILURES:
             return after.banned(failure)

@@ -300,7 +300,8 @@ class Session:
     def _mirror(self, index: int, limits: Limits, chosen: Entity | None = None) -> Mirror:
         supply = self._known_supply
         finding, url = supply.findings[index], supply.sources[index].url
-        mirror = Mirror(order=index, limit=limits.connections_per_source)
+        most = limits.connections_per_source
+        mirror = Mirror(order=index, limit=most, most=most)
         if finding is None:
             return mirror
         error = finding.error
@@ -329,7 +330,7 @@ class Session:
             return mirror.banned(
                 RangeMismatchError(f"source {url}: it does not serve ranges, others do; not used.").failure
             )
-        return Mirror(order=index, limit=limits.connections_per_source, entity=entity)
+        return replace(mirror, entity=entity)
 
     async def _open(self, entity: Entity, *, resumes: bool, copy_of: Placement | None = None) -> Volume:
         job, has_checksum = self._job, self._has_checksum

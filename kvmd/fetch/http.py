@@ -347,7 +347,8 @@ def _os_error(url: SourceUrl, exc: OSError) -> KvmdError:
         return _tls_error(url, exc)
     if isinstance(exc, aiohttp.ClientConnectorError):
         return SourceUnreachableError(
-            f"source {url}: no connection to {exc.host}:{exc.port} ({_reason(exc.os_error)})."
+            f"source {url}: no connection to {exc.host}:{exc.port} ({_reason(exc.os_error)}).",
+            is_throttle=cause.errno == errno.ECONNREFUSED,  # it may have as many connections as it wants
         )
     return SourceUnreachableError(f"source {url}: {_text(exc)}.")
 

@@ -266,3 +266,24 @@ def test_with_a_digest_the_size_and_without_one_a_strong_validator_makes_two_sou
 ) -> None:
     assert serves_same(one, other, has_checksum=True) == (one.size == other.size)
     assert serves_same(one, other, has_checksum=False) == one.is_surely_same(other)
+
+
+def test_a_throttled_source_gets_its_connections_back_one_by_one() -> None:
+    mirror = Mirror(order=0, limit=4, most=4, active=1)
+    mirror = mirror.failed(
+        failure(FailureCode.SOURCE_UNREACHABLE), now=0.0, jitter=0.5, retry_after_s=0.0, is_throttle=True
+    )
+    limits = []
+    for _ in range(64):
+        mirror = mirror.measured(1.0)
+        limits.append(mirror.limit)
+    assert limits[:15] == [1] * 15
+    assert limits[-1] == 4
+    assert sorted(limits) == limits
+
+
+def test_an_idle_source_that_is_worth_a_connection_comes_before_one_more_to_the_fastest() -> None:
+    fast, slow, dead = (replace(FRESH, order=i, rate_bps=rate) for i, rate in enumerate((50.0, 5.0, 0.1)))
+    busy = replace(fast, active=1)
+    assert pick([busy, slow, dead], 0.0) == 1
+    assert pick([busy, replace(slow, active=1), dead], 0.0) == 0
