@@ -11,7 +11,7 @@ from kvmd.core.admission import check_found
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.entity import Entity
 from kvmd.core.manifest import Pieces
-from kvmd.core.mirrors import Mirror, is_exhausted, next_start, serves_same, verdict
+from kvmd.core.mirrors import Mirror, is_exhausted, next_start, verdict
 from kvmd.core.pieces import usable
 from kvmd.core.placement import Placement
 from kvmd.core.session import (
@@ -41,6 +41,7 @@ from kvmd.core.session import (
 )
 from kvmd.engine.discovery import discovered
 from kvmd.engine.job import Job, Limits
+from kvmd.engine.lineup import Lineup
 from kvmd.engine.shaping import Shaper
 from kvmd.engine.supply import Supply
 from kvmd.engine.transfer import Target, Transfer
@@ -48,18 +49,15 @@ from kvmd.errors import (
     ChecksumMismatchError,
     ContentError,
     DeadlineError,
-    EntityChangedError,
     InternalError,
     KvmdError,
-    MetalinkInvalidError,
     ProtocolError,
-    RangeMismatchError,
     SourceError,
     TransferError,
 )
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Keyring, Sources, Store, Volume, VolumeRequest
-from kvmwire.status import Failure, Progress
+from kvmwire.status import Progress
 
 log = get_logger(__name__)
 
@@ -184,8 +182,7 @@ class Session:
         await supply.inquire()
         entity = supply.entity
         if entity is None:
-            failure = verdict([self._mirror(i, edges.limits) for i in range(len(supply.sources))])
-            raise TransferError(failure, retry_after_s=supply.asked_pause_s)
+            raise TransferError(verdict(self._lineup.mirrors(None)), retry_after_s=supply.asked_pause_s)
         self._found = replace(await self._promised(supply), sources=len(supply.sources))
         if not entity.has_end and not self._has_checksum:
             raise ProtocolError(
@@ -223,7 +220,7 @@ class Session:
         return Fetched()
 
     async def _fetch_ranges(self, entity: Entity, *, is_alone: bool) -> None:
-        mirrors = self._mirrors(entity, is_alone=is_alone)
+        mirrors = self._start(entity, is_alone=is_alone)
         self._volume = await self._open(entity, resumes=True, copy_of=None if is_alone else self._job.sibling)
         transfer = self._transfer(mirrors, entity)
         try:
@@ -235,7 +232,7 @@ class Session:
 
     async def _fetch_whole(self, entity: Entity, *, is_alone: bool) -> None:
         """Fetch in one stream; a broken one is begun anew, because nothing proves that the rest would fit."""
-        clock, mirrors = self._edges.clock, self._mirrors(entity, is_alone=is_alone)
+        clock, mirrors = self._edges.clock, self._start(entity, is_alone=is_alone)
         while True:
             self._volume = await self._open(entity, resumes=False)
             transfer = self._transfer(mirrors, entity)
@@ -256,6 +253,18 @@ class Session:
         if len(origins) == 1:
             self._proven_wrong.add(self._known_supply.sources[origins[0]].url.raw)
 
+    def _start(self, entity: Entity, *, is_alone: bool) -> list[Mirror]:
+        """Give the starting state of every mirror; with ``is_alone`` only one may be used. Raises ChecksumMismatchError."""
+        if not is_alone:
+            return self._lineup.mirrors(entity)
+        mirrors = self._lineup.alone(entity, self._proven_wrong)
+        if mirrors is None:
+            expected = self._job.terms.expected or " and ".join(map(str, self._found.digests))
+            raise ChecksumMismatchError(
+                f"volume {self._job.terms.volume}: expected {expected}; each source that can be used was tried alone, and none has it."
+            )
+        return mirrors
+
     def _transfer(self, mirrors: Sequence[Mirror], entity: Entity) -> Transfer:
         shaper = Shaper(self._job.rate_limit, self._edges.clock)
         supply = self._known_supply
@@ -268,69 +277,6 @@ class Session:
             clock=self._edges.clock,
             on_progress=self._listener.on_progress,
         )
-
-    def _mirrors(self, entity: Entity, *, is_alone: bool) -> list[Mirror]:
-        """Give the starting state of every mirror; those that cannot serve this entity are banned and say why."""
-        mirrors = [self._mirror(i, self._edges.limits, entity) for i in range(len(self._known_supply.sources))]
-        if not is_alone:
-            return mirrors
-        able = [i for i, mirror in enumerate(mirrors) if not mirror.is_banned and not self._is_proven_wrong(i)]
-        if not able:
-            expected = self._job.terms.expected or " and ".join(map(str, self._found.digests))
-            raise ChecksumMismatchError(
-                f"volume {self._job.terms.volume}: expected {expected}; each source that can be used was tried alone, and none has it."
-            )
-        alone = min(able, key=lambda i: (mirrors[i].entity is None, i))
-        return [
-            mirror if i == alone or mirror.is_banned else mirror.banned(self._aside(i))
-            for i, mirror in enumerate(mirrors)
-        ]
-
-    def _is_proven_wrong(self, index: int) -> bool:
-        return self._known_supply.sources[index].url.raw in self._proven_wrong
-
-    def _aside(self, index: int) -> Failure:
-        url = self._known_supply.sources[index].url
-        if self._is_proven_wrong(index):
-            return ChecksumMismatchError(f"source {url}: what it serves has a wrong checksum; not used.").failure
-        return ChecksumMismatchError(
-            f"source {url}: set aside, because the mix of all sources had a wrong checksum."
-        ).failure
-
-    def _mirror(self, index: int, limits: Limits, chosen: Entity | None = None) -> Mirror:
-        supply = self._known_supply
-        finding, url = supply.findings[index], supply.sources[index].url
-        most = limits.connections_per_source
-        mirror = Mirror(order=index, limit=most, most=most)
-        if finding is None:
-            return mirror
-        error = finding.error
-        if error is not None:
-            return mirror.failed(
-                error.failure,
-                now=self._edges.clock.monotonic(),
-                jitter=self._edges.clock.jitter(),
-                retry_after_s=error.retry_after_s if isinstance(error, SourceError) else 0.0,
-                is_throttle=isinstance(error, SourceError) and error.is_throttle,
-            )
-        if finding.is_document:
-            return mirror.banned(
-                MetalinkInvalidError(f"metalink {url}: another Metalink names it; not followed.").failure
-            )
-        entity = finding.entity
-        if entity is None or chosen is None:
-            return mirror.banned(ProtocolError(f"source {url}: no source serves the promised size.").failure)
-        if entity != chosen and not serves_same(entity, chosen, has_checksum=self._has_checksum):
-            other = EntityChangedError(
-                f"source {url}: it serves {entity.size} bytes, the chosen file has {chosen.size}, or cannot be shown to be the same; "
-                "not used."
-            )
-            return mirror.banned(other.failure)
-        if entity.has_ranges != chosen.has_ranges:
-            return mirror.banned(
-                RangeMismatchError(f"source {url}: it does not serve ranges, others do; not used.").failure
-            )
-        return replace(mirror, entity=entity)
 
     async def _open(self, entity: Entity, *, resumes: bool, copy_of: Placement | None = None) -> Volume:
         job, has_checksum = self._job, self._has_checksum
@@ -397,6 +343,11 @@ class Session:
     def _has_checksum(self) -> bool:
         """Whether a digest will prove the whole, wherever its parts come from."""
         return self._job.terms.expected is not None or bool(self._found.digests)
+
+    @property
+    def _lineup(self) -> Lineup:
+        edges = self._edges
+        return Lineup(self._known_supply, edges.limits, edges.clock, has_checksum=self._has_checksum)
 
     @property
     def _pieces(self) -> Pieces | None:
