@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kvmd.core.entity import Entity
 from kvmd.core.ranges import ByteRange, RangeSet
+from kvmwire.codes import WireError
+from kvmwire.digest import Digest
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Bytes of a partial volume that are synced, and the entity they came from.
 
-    ``has_checksum`` tells that the event promised a digest, so that the whole is proven in the end wherever its parts came from.
+    ``promised`` are the digests that will prove the whole, wherever its parts came from. Without any, all came from that very
+    entity.
     """
 
     entity: Entity
-    has_checksum: bool
+    promised: tuple[Digest, ...] = ()
     stored: RangeSet = RangeSet()
 
-    def can_resume(self, entity: Entity, *, has_checksum: bool) -> bool:
+    def can_resume(self, entity: Entity, *, promised: Collection[Digest]) -> bool:
         """Whether the stored bytes can be bytes of the entity that is served now.
 
         A promised digest decides in the end, so then a contradiction of sizes alone forbids it, and other validators are fine: another
-        mirror, or a fresh presigned URL. Without a digest, only a strong validator proves it.
+        mirror, or a fresh presigned URL. But it must be the same digest as then: documents can promise another one later, or
+        none, while bytes of any mirror may be stored. Without a digest then, only a strong validator proves it.
         """
         if self.entity.size is None or self.entity.size != entity.size:
             return False
-        if has_checksum and self.has_checksum:
-            return True
+        if self.promised:
+            return any(digest in promised for digest in self.promised)
         return self.entity.is_surely_same(entity)
 
     def encode(self) -> bytes:
@@ -47,7 +51,7 @@ class Checkpoint:
                 "etag": self.entity.etag,
                 "last_modified": self.entity.last_modified,
                 "has_end": self.entity.has_end,
-                "checksum": self.has_checksum,
+                "promised": [str(digest) for digest in self.promised],
                 "stored": [[one.start, one.end] for one in self.stored],
             }
         ).encode()
@@ -61,7 +65,7 @@ class Checkpoint:
             return None
         try:
             return _from_json(json.loads(body))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, WireError):
             return None
 
 
@@ -77,6 +81,6 @@ def _from_json(value: dict[str, Any]) -> Checkpoint | None:
             last_modified=value["last_modified"],
             has_end=value["has_end"],
         ),
-        has_checksum=value["checksum"],
+        promised=tuple(Digest.parse(one) for one in value["promised"]),
         stored=RangeSet.of(ByteRange(start, end) for start, end in stored),
     )

@@ -36,14 +36,14 @@ class Judged:
 
 
 class Landing:
-    """One volume on which blocks of several streams land. ``has_checksum`` tells that a digest will prove the whole."""
+    """One volume on which blocks of several streams land. ``promised`` are the digests that will prove the whole."""
 
     def __init__(
-        self, volume: Volume, entity: Entity, *, has_checksum: bool, pieces: Pieces | None, clock: Clock
+        self, volume: Volume, entity: Entity, *, promised: Sequence[Digest], pieces: Pieces | None, clock: Clock
     ) -> None:
         self._volume = volume
         self._entity = entity
-        self._has_checksum = has_checksum
+        self._promised = tuple(promised)
         self._clock = clock
         self._written: RangeSet = volume.checkpoint.stored if volume.checkpoint else RangeSet()
         self._claimed: RangeSet = self._written
@@ -116,7 +116,7 @@ class Landing:
 
     async def _save(self) -> None:
         stored = self.stored
-        await self._volume.save(Checkpoint(self._entity, self._has_checksum, stored))
+        await self._volume.save(Checkpoint(self._entity, self._promised, stored))
         self._saved = stored.length
 
     async def _judge(self, index: int) -> tuple[bool, frozenset[int]]:

@@ -57,6 +57,7 @@ from kvmd.errors import (
 )
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Keyring, Sources, Store, Volume, VolumeRequest
+from kvmwire.digest import Digest
 from kvmwire.status import Progress
 
 log = get_logger(__name__)
@@ -271,7 +272,7 @@ class Session:
         return Transfer(
             supply.sources,
             mirrors,
-            Target(entity, self._open_volume, supply.wish, self._has_checksum, self._pieces),
+            Target(entity, self._open_volume, supply.wish, self._expected, self._pieces),
             limits=self._edges.limits,
             shapers=(self._edges.shaper, shaper),
             clock=self._edges.clock,
@@ -279,10 +280,10 @@ class Session:
         )
 
     async def _open(self, entity: Entity, *, resumes: bool, copy_of: Placement | None = None) -> Volume:
-        job, has_checksum = self._job, self._has_checksum
+        job, promised = self._job, self._expected
 
         def can_resume(checkpoint: Checkpoint) -> bool:
-            return resumes and checkpoint.can_resume(entity, has_checksum=has_checksum)
+            return resumes and checkpoint.can_resume(entity, promised=promised)
 
         return await self._edges.store.open(
             VolumeRequest(
@@ -342,7 +343,13 @@ class Session:
     @property
     def _has_checksum(self) -> bool:
         """Whether a digest will prove the whole, wherever its parts come from."""
-        return self._job.terms.expected is not None or bool(self._found.digests)
+        return bool(self._expected)
+
+    @property
+    def _expected(self) -> tuple[Digest, ...]:
+        """All digests that the whole must have."""
+        expected = self._job.terms.expected
+        return (*((expected,) if expected else ()), *self._found.digests)
 
     @property
     def _lineup(self) -> Lineup:

@@ -76,6 +76,10 @@ class Supply:
         added = await self._follow(list(self.findings))
         if added:
             await self._ask_patiently(added)
+        late = [index for index, finding in enumerate(self.findings) if finding is None]
+        if late and self.entity is None:
+            # Nobody waited for these, because a document had answered; nothing that it names can be used.
+            await self._ask_patiently(late)
 
     async def inquire_all(self) -> list[Finding]:
         """Ask every source once, and give what all of them said: first the job's, then those that were added."""

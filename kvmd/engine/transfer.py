@@ -34,6 +34,7 @@ from kvmd.errors import (
 )
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Source, Volume
+from kvmwire.digest import Digest
 from kvmwire.status import Progress
 
 log = get_logger(__name__)
@@ -46,12 +47,12 @@ _HOPED_BPS = 1.0 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is fetched, and into what; ``has_checksum`` tells that a digest will prove the whole."""
+    """What is fetched, and into what; ``promised`` are the digests that will prove the whole."""
 
     entity: Entity
     volume: Volume
     wish: Wish
-    has_checksum: bool
+    promised: tuple[Digest, ...]
     pieces: Pieces | None = None
 
 
@@ -79,7 +80,7 @@ class Transfer:
         self._shapers = shapers
         self._clock = clock
         self._landing = Landing(
-            target.volume, target.entity, has_checksum=target.has_checksum, pieces=target.pieces, clock=clock
+            target.volume, target.entity, promised=target.promised, pieces=target.pieces, clock=clock
         )
         self._plan = Plan(target.entity.size or 0, self._landing.stored)
         self._meter = Meter(sources, target.entity.size, self._plan.stored.length, clock=clock, tell=on_progress)
@@ -225,7 +226,7 @@ class Transfer:
         head = await source.probe()
         judge_head(source.url, head, self._target.wish)
         chosen = self._target.entity
-        is_same = head.entity == chosen or serves_same(head.entity, chosen, has_checksum=self._target.has_checksum)
+        is_same = head.entity == chosen or serves_same(head.entity, chosen, has_checksum=bool(self._target.promised))
         if not is_same or head.entity.has_ranges != chosen.has_ranges:
             raise EntityChangedError(f"source {source.url}: it serves another file than the other sources; not used.")
         self._mirrors[index] = replace(self._mirrors[index], entity=head.entity)

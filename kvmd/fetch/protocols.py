@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import resource
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
@@ -69,6 +71,12 @@ def load_plugins(schemes: Collection[str]) -> dict[str, Plugin]:
     """
     try:
         entries = entry_points(group=GROUP)
+        if (
+            not entries
+        ):  # not even ours: importlib takes a folder that may not be opened for an empty one, and remembers it
+            importlib.invalidate_caches()
+            os.close(os.open(os.devnull, os.O_RDONLY))
+            entries = entry_points(group=GROUP)
     except OSError as exc:
         raise OpenFilesError("looking for plug-ins", limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0]) from exc
     found = sorted(entries, key=lambda entry: entry.dist.name if entry.dist else "", reverse=True)

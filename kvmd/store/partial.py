@@ -218,7 +218,9 @@ class PartialVolume:
                 self._advance(self._written)
         finally:
             os.close(fd)
-        self._checkpoint = Checkpoint(Entity(other.size, has_ranges=True), has_checksum=True, stored=self._written)
+        self._checkpoint = Checkpoint(
+            Entity(other.size, has_ranges=True), promised=(other.digest,), stored=self._written
+        )
 
     async def save(self, checkpoint: Checkpoint) -> None:
         """See the port."""

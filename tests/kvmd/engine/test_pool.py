@@ -183,7 +183,7 @@ async def test_a_journal_that_cannot_be_trusted_is_not(host: Host, hostile: Host
         case "garbage":
             journal.write_bytes(os.urandom(200))
         case "older":
-            journal.write_bytes(text.replace(b'"version": 1', b'"version": 0'))
+            journal.write_bytes(text.replace(b'"version": 2', b'"version": 1'))
         case "data":
             os.truncate(part, 1000)
         case _:

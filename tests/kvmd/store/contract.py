@@ -64,7 +64,7 @@ async def keep_half(store: Store, name: str = "disk", *, key: str = "0123456789a
     """Leave a partial volume whose first half is synced and journaled."""
     volume = await store.open(request(name, key=key))
     await volume.write(0, CONTENT[:HALF])
-    await volume.save(Checkpoint(ENTITY, has_checksum=True, stored=RangeSet((ByteRange(0, HALF),))))
+    await volume.save(Checkpoint(ENTITY, stored=RangeSet((ByteRange(0, HALF),))))
     await volume.close(discard=False)
 
 
