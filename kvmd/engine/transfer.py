@@ -88,7 +88,8 @@ class Transfer:
         self._changed = asyncio.Event()
         self._running: dict[int, tuple[asyncio.Timeout, float]] = {}
         self._liars: set[int] = set()
-        self._proving: set[int] = set()
+        self._storing = set[int]()
+        self._cut = set[int]()
 
     @property
     def mirrors(self) -> Sequence[Mirror]:
@@ -211,6 +212,7 @@ class Transfer:
             failed = exc
         finally:
             del self._running[segment.id]
+            self._cut.discard(segment.id)
             self._plan = self._plan.end(segment.id)
             self._mirrors[index] = self._mirrors[index].ended()
             if failed is not None:
@@ -258,16 +260,18 @@ class Transfer:
         self._mirrors[index] = mirror.received(0) if is_alive and length else mirror
 
     async def _store(self, index: int, segment: Segment, came: ByteRange, block: bytes | memoryview) -> None:
-        fresh = await self._landing.put(came, block, mirror=index)
-        self._mirrors[index] = self._mirrors[index].gave(came.length)
-        self._meter.came(came.length, fresh=sum(part.length for part in fresh))
-        for part in fresh:
-            self._plan = self._plan.store(segment.id, part)
-        self._proving.add(segment.id)
+        if segment.id in self._cut:
+            return  # it ends in a moment, perhaps in the middle of this: bytes that it claimed now might never be written
+        self._storing.add(segment.id)
         try:
+            fresh = await self._landing.put(came, block, mirror=index)
+            self._mirrors[index] = self._mirrors[index].gave(came.length)
+            self._meter.came(came.length, fresh=sum(part.length for part in fresh))
+            for part in fresh:
+                self._plan = self._plan.store(segment.id, part)
             judged = await self._landing.prove(fresh)
         finally:
-            self._proving.discard(segment.id)
+            self._storing.discard(segment.id)
         for piece in judged.wrong:
             self._plan = self._plan.lose(piece)
         for liar in judged.liars:
@@ -294,8 +298,9 @@ class Transfer:
         """End the streams whose missing bytes have all come from elsewhere: a slow one must not keep the rest waiting."""
         now = asyncio.get_running_loop().time()
         for segment in self._plan.needless(written):
-            if segment.id in self._proving:
+            if segment.id in self._storing:
                 continue  # it comes here by itself when that is done
+            self._cut.add(segment.id)
             self._running[segment.id][0].reschedule(now)
 
     async def _stream_whole(self, index: int) -> None:
