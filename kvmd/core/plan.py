@@ -143,7 +143,7 @@ def segment_length(rate_bps: float, round_trip_s: float) -> int:
 
 
 def block_size(connections: int, rate_limit_bps: int) -> int:
-    """Give how many bytes of a stream are written at once: all connections together hold ``BUFFERS`` at most.
+    """Give how many bytes of a stream are written at once: all that can be connected together hold ``BUFFERS`` at most.
 
     Under a rate limit (0: none) the blocks are small enough to come evenly.
     """

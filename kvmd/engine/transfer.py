@@ -84,7 +84,8 @@ class Transfer:
         )
         self._plan = Plan(target.entity.size or 0, self._landing.stored)
         self._meter = Meter(sources, target.entity.size, self._plan.stored.length, clock=clock, tell=on_progress)
-        self._block = block_size(limits.connections, min((s.rate_bps for s in shapers if s.rate_bps), default=0))
+        streams = min(limits.connections, sum(mirror.limit for mirror in mirrors if not mirror.is_banned))
+        self._block = block_size(max(1, streams), min((s.rate_bps for s in shapers if s.rate_bps), default=0))
         self._changed = asyncio.Event()
         self._running: dict[int, tuple[asyncio.Timeout, float]] = {}
         self._liars: set[int] = set()

@@ -22,6 +22,7 @@ from kvmd.errors import (
 _libc = ctypes.CDLL(None, use_errno=True)
 _RENAME_NOREPLACE = 1
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
+_TMPFS = 0x01021994
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -47,6 +48,11 @@ def filesystem_type(fd: int) -> int:
     """Give the magic number of the filesystem that a file lies on (statfs(2)); 0 where that cannot be told."""
     found = (ctypes.c_long * 32)()
     return int(found[0]) & 0xFFFFFFFF if _call("fstatfs", fd, ctypes.byref(found)) else 0
+
+
+def is_in_memory(fd: int) -> bool:
+    """Whether a file lies on a tmpfs, where reserving space touches every page: that takes as long as to write them."""
+    return filesystem_type(fd) == _TMPFS
 
 
 def _call(name: str, *arguments: object) -> bool:

@@ -17,7 +17,7 @@ from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.placement import Placement, Stored
 from kvmd.errors import ExistsError, KvmdError, NoSpaceError, PoolReadonlyError, StoreIoError
 from kvmd.ports import VolumeRequest
-from kvmd.store.calls import allocate, translated
+from kvmd.store.calls import allocate, is_in_memory, translated
 from kvmd.store.hashing import digest_file
 from kvmd.store.inline import Inline
 from kvmd.store.partial import HEAD_SIZE, PARTIAL, PartialFiles, PartialVolume, placement_of
@@ -183,7 +183,7 @@ class DirectoryStore:
                 f"pool {self._name} at {self._path}: the volume {request.name} needs {missing} bytes more, {max(0, usable)} are free; "
                 "nothing was written."
             )
-        if not allocate(fd, request.size):
+        if is_in_memory(fd) or not allocate(fd, request.size):
             os.ftruncate(fd, request.size)
             self._unreserved[request.name, request.key] = missing
 
