@@ -17,10 +17,11 @@ from kvmd.errors import KvmdError
 from kvmd.ports import Clock, Volume
 from kvmwire.digest import Digest
 
-WINDOW = 48 * MIB
+WINDOW = 24 * MIB
 WINDOW_S = 2.0
-"""A checkpoint is made after so many bytes, or so long after the last: what a crash costs at most."""
-_LOOK_S = 0.05
+"""A checkpoint is made after so many bytes, or so long after the last."""
+MAX_UNSAVED = 48 * MIB
+"""So many bytes may wait for a checkpoint, then streams wait for the disk: what a crash costs at most."""
 _FINAL_SAVE_S = 5.0
 
 
@@ -48,6 +49,8 @@ class Landing:
         self._written: RangeSet = volume.checkpoint.stored if volume.checkpoint else RangeSet()
         self._claimed: RangeSet = self._written
         self._saved = self._written.length
+        self._is_due = asyncio.Event()
+        self._has_room = asyncio.Event()
         self._ledger = PieceLedger(pieces, entity.size, self._written) if pieces and entity.size else None
 
     @property
@@ -67,6 +70,10 @@ class Landing:
 
         No byte is written twice: the hash may have read it already, and another source's byte may be another one.
         """
+        while self._unsaved > MAX_UNSAVED:
+            self._has_room.clear()
+            self._is_due.set()
+            await self._has_room.wait()
         fresh: list[ByteRange] = self._claimed.missing_in(came)
         self._claimed = self._claimed.add(came)
         for part in fresh:
@@ -77,6 +84,8 @@ class Landing:
         if self._ledger is not None:
             for part in fresh:
                 self._ledger = self._ledger.land(part, mirror)
+        if self._unsaved >= WINDOW:
+            self._is_due.set()
         return fresh
 
     async def prove(self, fresh: Sequence[ByteRange]) -> Judged:
@@ -99,16 +108,23 @@ class Landing:
         """Make a checkpoint when enough was stored or enough time went by, for ever; the streams go on meanwhile."""
         last = self._clock.monotonic()
         while True:
-            await asyncio.sleep(_LOOK_S)
-            unsaved = abs(self.stored.length - self._saved)
-            elapsed_s = self._clock.monotonic() - last
-            if unsaved >= WINDOW or (unsaved > 0 and elapsed_s >= WINDOW_S):
+            left_s = max(0.0, last + WINDOW_S - self._clock.monotonic())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s or WINDOW_S):
+                    await self._is_due.wait()
+            self._is_due.clear()
+            is_late = self._clock.monotonic() >= last + WINDOW_S
+            if self._unsaved >= WINDOW or (self._unsaved > 0 and is_late):
                 await self._save()
                 last = self._clock.monotonic()
 
+    @property
+    def _unsaved(self) -> int:
+        return abs(self.stored.length - self._saved)
+
     async def save_finally(self) -> None:
         """Keep what is stored, however it ended; a poisoned volume has nothing worth keeping."""
-        if self.stored.length == self._saved:
+        if not self._unsaved:
             return
         with suppress(KvmdError, TimeoutError):
             async with asyncio.timeout(_FINAL_SAVE_S):
@@ -118,6 +134,9 @@ class Landing:
         stored = self.stored
         await self._volume.save(Checkpoint(self._entity, self._promised, stored))
         self._saved = stored.length
+        self._has_room.set()
+        if self._unsaved >= WINDOW:
+            self._is_due.set()
 
     async def _judge(self, index: int) -> tuple[bool, frozenset[int]]:
         """Tell whether a piece has its digest, and who has lied about it, now or before."""

@@ -13,6 +13,7 @@ from kvmd.clock import SystemClock
 from kvmd.core.entity import Entity
 from kvmd.core.manifest import Pieces
 from kvmd.core.ranges import ByteRange, RangeSet
+from kvmd.engine import landing as landing_module
 from kvmd.engine.landing import Landing
 from kvmd.ports import VolumeRequest
 from kvmd.store.directory import DirectoryStore
@@ -84,5 +85,34 @@ async def test_what_is_told_adds_up_and_every_piece_is_right_in_the_end(tmp_path
             await landing.save_finally()
             sealed = await volume.seal(SIZE)
             assert sealed.placement.digest.hex == MetalinkFile(CONTENT, ()).values()["sha-256"]
+        finally:
+            await volume.close(discard=True)
+
+
+async def test_streams_wait_for_the_disk_when_too_much_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(landing_module, "WINDOW", 8 * KIB)
+    monkeypatch.setattr(landing_module, "MAX_UNSAVED", 16 * KIB)
+    with ThreadPoolExecutor(2) as executor:
+        store = DirectoryStore("pool", tmp_path, executor=executor)
+        volume = await store.open(VolumeRequest("disk", "0" * 16, SIZE, (Algorithm.SHA_256,)))
+        landing = Landing(volume, Entity(SIZE, has_ranges=True), promised=(), pieces=None, clock=SystemClock())
+
+        async def stream() -> None:
+            for start in range(0, SIZE, PIECE):
+                end = min(SIZE, start + PIECE)
+                await landing.put(ByteRange(start, end), CONTENT.read(start, end - start), mirror=0)
+
+        try:
+            async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+                streaming = group.create_task(stream())
+                for _ in range(50):
+                    await asyncio.sleep(0)
+                assert landing.stored.length == 20 * KIB
+                saving = group.create_task(landing.save_regularly())
+                await streaming
+                saving.cancel()
+            assert landing.stored == WHOLE
         finally:
             await volume.close(discard=True)
