@@ -1,8 +1,7 @@
 """The body of an answer, received straight into one buffer of ours.
 
 aiohttp makes the connection and reads the answer's head. Then its transport gets another protocol until the body's last byte has come,
-and afterwards its own back, so that the connection is kept for the next request. It saves a third of the CPU time that
-aiohttp's stream takes (docs/decisions/0007-body-path.md).
+and afterwards its own back, so that the connection is kept for the next request (docs/decisions/0007-body-path.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Whether a write may be done in the event loop: a copy into the page cache takes less time than handing it to a thread.
 
-Measured: writes on threads cost a fifth more CPU time a byte (docs/decisions/0007-body-path.md). But a disk that is behind makes
-writers wait, and everything else in the loop with them.
+But a disk that is behind makes writers wait, and everything else in the loop with them (docs/decisions/0007-body-path.md).
 """
 
 from __future__ import annotations
