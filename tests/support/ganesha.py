@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-import pytest
-
 from tests.support.ports import free_port
 from tests.support.processes import ChildProcess
-from tests.support.programs import require_program
+from tests.support.programs import require_program, require_root
 from tests.support.waiting import eventually
 
 NFS_4 = "Protocols = 4;"
@@ -30,8 +27,7 @@ class Ganesha:
     def __init__(
         self, folder: Path, *, protocols: str = NFS_4, minor_versions: str = "0,1", pnfs: bool = False
     ) -> None:
-        if os.geteuid() != 0:
-            pytest.skip("nfs-ganesha opens files by handle, which only root may")
+        require_root("alone may open files by handle, as nfs-ganesha does")
         self.root = folder / "root"
         self.root.mkdir(parents=True)
         self.port = free_port()

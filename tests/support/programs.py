@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -17,9 +18,18 @@ def require_program(name: str) -> Path:
     """
     folders = [str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]
     found = shutil.which(name, path=os.pathsep.join(folders))
-    if found is not None:
-        return Path(found)
-    reason = f"the program {name!r} is not installed"
+    if found is None:
+        _skip(f"the program {name!r} is not installed")
+    return Path(found)
+
+
+def require_root(why: str) -> None:
+    """Skip the test where it does not run as root; with CI=true it fails instead. ``why`` says what root does."""
+    if os.geteuid() != 0:
+        _skip(f"this test needs root, which {why}")
+
+
+def _skip(reason: str) -> NoReturn:
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(f"{reason}, and with CI=true nothing may be skipped")
     pytest.skip(reason)
