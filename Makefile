@@ -1,6 +1,9 @@
 # Everything sets itself up; `make help` lists the targets.
 TEST_PACKAGES = apache2-bin aria2 caddy curl gnupg gpgv haproxy lighttpd mosquitto mosquitto-clients nfs-ganesha nfs-ganesha-vfs \
-  nginx-light openssl qemu-utils strace systemd tinyproxy-bin util-linux iproute2
+  nginx-light openssl qemu-utils strace systemd tinyproxy-bin util-linux iproute2 \
+  libvirt-daemon libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 seabios tini parted \
+  libvirt-daemon-driver-storage-iscsi-direct tgt
+BUILD_PACKAGES = gcc libc6-dev libvirt-dev pkg-config python3-dev
 BENCH_PACKAGES = aria2 curl diffutils gcc libc6-dev libssl-dev nginx-light openssl
 KILLS ?= 300
 URL ?=
@@ -15,16 +18,17 @@ demo: ## three hosts on this machine: register, deploy, ready (URL=... CHECKSUM=
 	@.venv/bin/python examples/demo/demo.py $(if $(URL),--url '$(URL)') $(if $(CHECKSUM),--checksum '$(CHECKSUM)')
 
 test: ## all tests but the long fault loops
-	@.ci/packages $(TEST_PACKAGES)
+	@.ci/packages $(TEST_PACKAGES) $(BUILD_PACKAGES)
 	@.ci/venv requirements-dev.lock
 	.venv/bin/pytest -n 2 --dist loadscope -m 'not system'
 
 system: ## the long fault loops (KILLS=300)
-	@.ci/packages $(TEST_PACKAGES)
+	@.ci/packages $(TEST_PACKAGES) $(BUILD_PACKAGES)
 	@.ci/venv requirements-dev.lock
 	CRASH_KILLS=$(KILLS) .venv/bin/pytest -m system
 
 check: ## format, lint, types, architecture, spelling, generated reference
+	@.ci/packages $(BUILD_PACKAGES)
 	@.ci/venv requirements-dev.lock
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
@@ -35,16 +39,18 @@ check: ## format, lint, types, architecture, spelling, generated reference
 	.venv/bin/python docs/generate.py --check
 
 bench: ## speed beside aria2c, curl and a C program, and what the daemon costs (BENCH_MIB=1024 for smaller files)
-	@.ci/packages $(BENCH_PACKAGES)
+	@.ci/packages $(BENCH_PACKAGES) $(BUILD_PACKAGES)
 	@.ci/venv requirements-dev.lock
 	.venv/bin/python -m bench.transfer
 	.venv/bin/python -m bench.daemon
 
 reference: ## write docs/reference anew
+	@.ci/packages $(BUILD_PACKAGES)
 	@.ci/venv requirements-dev.lock
 	.venv/bin/python docs/generate.py
 
 lock: ## pin the newest allowed versions of all packages
+	@.ci/packages $(BUILD_PACKAGES)
 	@.ci/venv requirements-dev.lock
 	.venv/bin/pip install --quiet uv
 	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
