@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from controller import log
-from controller.commands import command, deploy, events, lab, register, serve, show, watch
+from controller.commands import broker_config, command, deploy, events, lab, register, serve, show, watch
 from controller.commands.invocation import Invocation, add_common
 from controller.config import load
 from controller.errors import ControlError
@@ -19,7 +19,7 @@ from controller.output import Output
 from kvmwire import __version__
 from kvmwire.codes import Exit, FailureCode
 
-_MODULES = (register, deploy, command, show, watch, events, serve, lab)
+_MODULES = (register, deploy, command, show, watch, events, serve, lab, broker_config)
 
 
 def build_parser() -> argparse.ArgumentParser:
