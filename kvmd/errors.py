@@ -7,13 +7,14 @@ KvmdError
     TransferError        no source is left
   ContentError           the bytes are there and are not what was promised
     MetalinkInvalidError, MetalinkAmbiguousError, ChecksumMismatchError, ChecksumWeakError, ChecksumFormatError,
-    ChecksumConflictError,
-    SignatureError, FormatMismatchError, FormatAmbiguousError, ImageUnsafeError, ImageInvalidError, VirtualSizeError
+    ChecksumConflictError, SignatureError, FormatMismatchError, FormatAmbiguousError, ImageUnsafeError,
+    ImageInvalidError, ImageTruncatedError, VirtualSizeError, DecompressError
   StoreError             the pool cannot take or keep the volume
     NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError, ExistsError, InUseError
   RefusedError           the request itself is refused: policy, cancelled, deadline, unknown template
   BrokerError            the MQTT broker cannot be used
   InternalError          something that should not happen
+    InspectorError, OpenFilesError
 
 Each carries a ``code`` (stable), a ``message`` (what, where, expected and got, what was done) and a ``hint`` (what a person
 can do next; the code's usual one where nothing better is known).
@@ -260,10 +261,22 @@ class ImageInvalidError(ContentError):
     code = FailureCode.IMAGE_INVALID
 
 
+class ImageTruncatedError(ContentError):
+    """The image's structures lead beyond the end of its file."""
+
+    code = FailureCode.IMAGE_TRUNCATED
+
+
 class VirtualSizeError(ContentError):
     """The image's virtual size is over the limit."""
 
     code = FailureCode.VIRTUAL_SIZE
+
+
+class DecompressError(ContentError):
+    """The compressed file is damaged, or not one that can be unpacked on the way."""
+
+    code = FailureCode.DECOMPRESS
 
 
 class StoreError(KvmdError):
@@ -342,6 +355,10 @@ class InternalError(KvmdError):
     """Something that should not happen."""
 
     code = FailureCode.INTERNAL
+
+
+class InspectorError(InternalError):
+    """The inspector's unit cannot be reached."""
 
 
 class OpenFilesError(InternalError):

@@ -11,6 +11,7 @@ from typing import Protocol
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.desired import HostRecord, ProbeRecord, Recorded, Replica
 from kvmd.core.entity import Entity
+from kvmd.core.image import ImageHead
 from kvmd.core.manifest import Manifest
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.ranges import ByteRange
@@ -105,12 +106,35 @@ class Volume(Protocol):
         """Sync, and read back all of it: the digests are of what the disk holds. They followed the writes, so little is left."""
         ...
 
+    async def open_sealed(self) -> int:
+        """Open what was sealed, for reading alone and by others than kvmd's user, too; the caller closes the descriptor."""
+        ...
+
     async def commit(self) -> Placement:
         """Give the volume its final name, atomically and durably. Raises ExistsError where the name is taken."""
         ...
 
     async def close(self, *, discard: bool) -> None:
         """Let go of it; ``discard`` deletes the partial data and its journal, else a later attempt goes on from them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """An image's structures are sound. ``leaks`` clusters of it are wasted, which does no harm."""
+
+    leaks: int = 0
+
+
+class Inspector(Protocol):
+    """Looks at a whole image with a program that knows its format, in a sandbox."""
+
+    async def inspect(self, volume: int, image: ImageHead) -> Inspected | None:
+        """Check an open volume whose head was found good. None where nothing can be checked.
+
+        Raises ImageInvalidError, ImageTruncatedError or ImageUnsafeError, also where the check does not end well, and InspectorError
+        where there is nobody to do it.
+        """
         ...
 
 
