@@ -11,6 +11,7 @@ KvmdError
     ImageInvalidError, ImageTruncatedError, VirtualSizeError, DecompressError
   StoreError             the pool cannot take or keep the volume
     NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError, ExistsError, InUseError
+    HypervisorUnreachableError
   RefusedError           the request itself is refused: policy, cancelled, deadline, unknown template
   BrokerError            the MQTT broker cannot be used
   InternalError          something that should not happen
@@ -295,6 +296,15 @@ class PoolMissingError(StoreError):
     """The pool is not configured, or its folder is not there."""
 
     code = FailureCode.POOL_MISSING
+
+
+class HypervisorUnreachableError(PoolMissingError):
+    """libvirt does not answer; what was asked of it may have been done or not."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message, hint="Start libvirtd on the host (systemctl status libvirtd); it is tried again by itself."
+        )
 
 
 class PoolReadonlyError(StoreError):
