@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvmd.config.loading import DEFAULT_FILE, Described, Loaded, describe, load
 from kvmd.config.settings import (
     DirectoryPool,
+    InspectorSettings,
     LogSettings,
     MetricsSettings,
     MqttSettings,
@@ -17,6 +18,7 @@ __all__ = [
     "DEFAULT_FILE",
     "Described",
     "DirectoryPool",
+    "InspectorSettings",
     "Loaded",
     "LogSettings",
     "MetricsSettings",

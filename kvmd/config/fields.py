@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from kvmwire.codes import WireError
@@ -42,6 +42,27 @@ class BrokerAddress:
     host: str
     port: int
     tls: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFiles:
+    """Where files with secrets are: beside the settings file, or handed over by systemd (LoadCredential=).
+
+    A path is relative to ``folder``, that of the settings file. Of a path inside of it systemd's copy is taken where there is one: as
+    LoadCredential= names the files of a folder, ``keys/mqtt.key`` is the credential ``keys_mqtt.key``.
+    """
+
+    folder: Path
+    credentials: Path | None = None
+
+    def resolve(self, path: Path) -> Path:
+        """Give the file to read."""
+        whole = self.folder / path
+        if self.credentials is not None and whole.is_relative_to(self.folder):
+            copy = self.credentials / "_".join(whole.relative_to(self.folder).parts)
+            if copy.exists():
+                return copy
+        return whole
 
 
 def parse_broker_url(text: str) -> BrokerAddress:
@@ -108,6 +129,15 @@ def _absolute(path: Path) -> Path:
     return path
 
 
+def _key_file(path: Path, info: ValidationInfo) -> Path:
+    files: object = info.context
+    if not isinstance(files, KeyFiles):
+        return _absolute(path)
+    if ".." in path.parts:
+        raise ValueError("expected a path without '..'")
+    return files.resolve(path)
+
+
 def _optional(value: Any) -> Any:
     return None if value == "" else value
 
@@ -168,6 +198,8 @@ def _expected_network(text: str) -> str:
 
 SettingName = Annotated[str, AfterValidator(_name)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+KeyPath = Annotated[Annotated[Path, AfterValidator(_key_file)] | None, BeforeValidator(_optional)]
+"""A file with a secret: see KeyFiles."""
 OptionalPath = Annotated[AbsolutePath | None, BeforeValidator(_optional)]
 Size = Annotated[int, Field(ge=0, le=_MAX_SIZE), BeforeValidator(_size)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]

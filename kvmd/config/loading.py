@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from kvmd.config.environment import from_environment, known_keys
-from kvmd.config.fields import UNQUOTED
+from kvmd.config.fields import UNQUOTED, KeyFiles
 from kvmd.config.layers import Key, Tree, drop_ins, is_there, lay_over, nested, origins, plain, read_toml
 from kvmd.config.settings import DirectoryPool, Settings
 from kvmd.errors import ConfigError
@@ -67,7 +67,8 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Loaded:
     problems += more
     set_by = origins(tree)
     try:
-        settings = Settings.model_validate_json(json.dumps(plain(tree), default=str), strict=True)
+        text = json.dumps(plain(tree), default=str)
+        settings = Settings.model_validate_json(text, strict=True, context=_key_files(path, environ))
     except ValidationError as exc:
         problems += [_text(error, set_by) for error in exc.errors(include_url=False)]
         raise _config_error(problems) from exc
@@ -101,6 +102,11 @@ def _read(path: Path | None) -> tuple[Tree, list[str]]:
         except ValueError as exc:
             problems.append(str(exc))
     return tree, problems
+
+
+def _key_files(path: Path | None, environ: Mapping[str, str]) -> KeyFiles:
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    return KeyFiles((path or DEFAULT_FILE).absolute().parent, Path(credentials) if credentials else None)
 
 
 def _pool_names(tree: Tree) -> list[str]:

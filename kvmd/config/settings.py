@@ -16,6 +16,7 @@ from kvmd.config.fields import (
     AbsolutePath,
     BrokerAddress,
     BrokerUrl,
+    KeyPath,
     Listen,
     Network,
     NetworkSetting,
@@ -67,9 +68,13 @@ class MqttSettings(Section):
         default=None, description="PEM file of the CAs that may sign the broker's certificate; empty: the system's"
     )
     cert: OptionalPath = Field(default=None, description="PEM file of the client certificate and its chain")
-    key: OptionalPath = Field(default=None, description="PEM file of the client certificate's private key")
+    key: KeyPath = Field(
+        default=None, description="PEM file of the client certificate's private key, such as keys/mqtt.key"
+    )
     username: str = Field(default="", max_length=1024, description="user name; empty: none is sent")
-    password_file: OptionalPath = Field(default=None, description="file whose first line is the password")
+    password_file: KeyPath = Field(
+        default=None, description="file whose first line is the password, such as keys/mqtt.password"
+    )
     prefix: TopicPrefix = Field(default="kvmd/v1", description="first levels of every topic")
     version: Literal["auto", "5", "3.1.1"] = Field(default="auto", description="MQTT version; auto tries 5, then 3.1.1")
 
@@ -176,6 +181,9 @@ class PolicySettings(Section):
     )
     max_size: Size = Field(default=0, description="largest file in bytes; 0: no limit")
     max_virtual_size: Size = Field(default=0, description="largest virtual size in bytes; 0: no limit")
+    allow_encrypted: bool = Field(default=False, description="accept encrypted images (LUKS, alone or in qcow2)")
+    allow_dirty: bool = Field(default=False, description="accept images that were not closed properly")
+    allow_snapshots: bool = Field(default=True, description="accept qcow2 images with internal snapshots or bitmaps")
     allowed_protocols: tuple[Protocol, ...] = Field(
         default=("http", "https"), description="protocols of sources, such as http, https, nfs, file, or a plug-in's"
     )
@@ -201,6 +209,20 @@ class MetricsSettings(Section):
     def address(self) -> tuple[str, int] | None:
         """Host and port of ``listen``; None where it is empty."""
         return parse_listen(self.listen) if self.listen else None
+
+
+class InspectorSettings(Section):
+    """How qemu-img looks at what was downloaded: in a sandbox, within these limits."""
+
+    socket: OptionalPath = Field(
+        default=None,
+        description="socket of kvmd-inspector.socket; empty: a child process of kvmd, which is less well shut in",
+    )
+    required: bool = Field(
+        default=False, description="refuse images that need the check where qemu-img is not installed"
+    )
+    timeout_s: Seconds = Field(default=60.0, description="seconds for each of the two runs of qemu-img")
+    memory: Size = Field(default=512 << 20, ge=64 << 20, description="bytes of address space for qemu-img")
 
 
 class LogSettings(Section):
@@ -238,6 +260,7 @@ class Settings(Section):
         default_factory=dict,
         description="options of plug-ins, a table [protocols.SCHEME] each, as their documentation says",
     )
+    inspector: InspectorSettings = InspectorSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
 
