@@ -14,15 +14,25 @@ from kvmwire.codes import FailureCode, WireError
 from kvmwire.events import (
     MAX_GENERATION,
     CommandData,
+    CredentialData,
     DeployData,
     Event,
     EventData,
     RegisterData,
     type_of,
-    unsupported,
 )
 from kvmwire.names import EventId, is_event_id
-from kvmwire.status import HostStatus, MachineStatus, ProbeStatus, Progress, Receipt, ReplicaStatus, Status
+from kvmwire.signing import Signature, read_signature
+from kvmwire.status import (
+    CredentialStatus,
+    HostStatus,
+    MachineStatus,
+    ProbeStatus,
+    Progress,
+    Receipt,
+    ReplicaStatus,
+    Status,
+)
 from kvmwire.topics import (
     CommandTopic,
     CredentialStatusTopic,
@@ -98,7 +108,7 @@ def decode_event(topics: Topics, topic: EventTopic, payload: bytes) -> Event:
             return _event(topic, data=value, event_id=event_id)
         given = value.get("id")
         event_id = given if isinstance(given, str) and is_event_id(given) else event_id
-        return _enveloped(topic, value)
+        return _enveloped(topic, value, subject=text.removeprefix(topics.prefix + "/"))
     except WireError as exc:
         raise EventRefusedError(exc, event_id) from exc
 
@@ -122,8 +132,8 @@ def encode_event(topics: Topics, event: Event) -> bytes:
     return payload
 
 
-def decode_status(topic: StatusTopic, payload: bytes) -> Status | None:
-    """Decode what arrived on a status topic; None for kinds that have no model.
+def decode_status(topic: StatusTopic, payload: bytes) -> Status:
+    """Decode what arrived on a status topic.
 
     Raises WireError; also where a name inside contradicts the topic: brokers guard topics, so only those can be trusted.
     """
@@ -142,7 +152,7 @@ def decode_status(topic: StatusTopic, payload: bytes) -> Status | None:
         case ProgressTopic():
             model = Progress
         case CredentialStatusTopic():
-            return None
+            model = CredentialStatus
     status = validate(model, parse_json_object(payload))
     _check_is_about(topic, status)
     return status
@@ -176,9 +186,10 @@ def validate(model: type[M], value: Mapping[str, Any]) -> M:
         raise _readable(model.__name__, exc) from exc
 
 
-def _enveloped(topic: EventTopic, value: dict[str, Any]) -> Event:
+def _enveloped(topic: EventTopic, value: dict[str, Any], *, subject: str) -> Event:
     envelope = validate(Envelope, value)
-    event = _event(topic, data=envelope.data, event_id=envelope.id, envelope=envelope)
+    signature = read_signature(value, subject=subject)
+    event = _event(topic, data=envelope.data, event_id=envelope.id, envelope=envelope, signature=signature)
     if envelope.type != event.type.value:
         raise WireError(
             FailureCode.EVENT_SCHEMA,
@@ -187,7 +198,14 @@ def _enveloped(topic: EventTopic, value: dict[str, Any]) -> Event:
     return event
 
 
-def _event(topic: EventTopic, *, data: dict[str, Any], event_id: str, envelope: Envelope | None = None) -> Event:
+def _event(
+    topic: EventTopic,
+    *,
+    data: dict[str, Any],
+    event_id: str,
+    envelope: Envelope | None = None,
+    signature: Signature | None = None,
+) -> Event:
     parsed = _parse_data(topic, data)
     return Event(
         id=event_id,
@@ -199,6 +217,7 @@ def _event(topic: EventTopic, *, data: dict[str, Any], event_id: str, envelope: 
         generation=envelope.generation if envelope else None,
         time=envelope.time if envelope else None,
         expires=envelope.expires if envelope else None,
+        signature=signature,
     )
 
 
@@ -211,8 +230,8 @@ def _parse_data(topic: EventTopic, data: dict[str, Any]) -> EventData:
             return validate(DeployData, _agreeing(data, "deployment", deployment))
         case CommandTopic():
             return validate(CommandData, data)
-        case CredentialTopic():
-            raise unsupported("a credential event")
+        case CredentialTopic(name):
+            return validate(CredentialData, _agreeing(data, "credential", name))
 
 
 def _agreeing(data: dict[str, Any], field: str, expected: str) -> dict[str, Any]:

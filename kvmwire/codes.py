@@ -235,8 +235,16 @@ CODES: dict[FailureCode, CodeFacts] = {
     FailureCode.EVENT_SIGNATURE: _final(Exit.POLICY, "the event's signature is missing or wrong", "Sign the event."),
     FailureCode.EVENT_EXPIRED: _final(Exit.FAILED, "the event's time had passed", "Publish a new event."),
     FailureCode.EVENT_STALE: _final(Exit.FAILED, "a newer event about the same subject is known", "Nothing to do."),
-    FailureCode.SECRET: _final(Exit.POLICY, "a secret was found where none may be", "Use a sealed credential."),
-    FailureCode.CREDENTIAL_INVALID: _final(Exit.FAILED, "the credential cannot be used", "Publish a correct one."),
+    FailureCode.SECRET: _final(
+        Exit.POLICY,
+        "a sealed secret cannot be opened, or a secret stands where everybody can read it",
+        "Hand it out with `kvmctl credential add`, and change a secret that others have seen.",
+    ),
+    FailureCode.CREDENTIAL_INVALID: _retryable(
+        Exit.FAILED,
+        "a credential is missing or cannot be used",
+        "Hand out a correct one with `kvmctl credential add`; what needs it goes on by itself.",
+    ),
     FailureCode.UNSUPPORTED: _final(
         Exit.FAILED, "this version of kvmd cannot do that", "Leave it out, or update kvmd on the host."
     ),

@@ -25,11 +25,16 @@ from kvmwire.codes import FailureCode, WireError
 from kvmwire.digest import Digest
 from kvmwire.headers import check_header_name, check_header_value
 from kvmwire.names import EventId, Name
+from kvmwire.origins import OriginPattern
+from kvmwire.signing import Signature
 from kvmwire.source import SourceUrl
 from kvmwire.topics import EventTopic
+from kvmwire.trust import TrustList
 
 MAX_SOURCES = 64
 MAX_HEADERS = 64
+MAX_ORIGINS = 64
+MAX_PEM = 128 * 1024
 MAX_SIZE = 2**63 - 1
 MAX_GENERATION = 2**63 - 1
 
@@ -85,6 +90,13 @@ def _check_header_value(value: str) -> str:
         raise coded_error(exc) from exc
 
 
+def _check_origin(text: str) -> str:
+    try:
+        return str(OriginPattern.parse(text))
+    except WireError as exc:
+        raise coded_error(exc) from exc
+
+
 def coded_error(exc: WireError) -> PydanticCustomError:
     """Carry a failure code through pydantic's validation; the codec takes it out again."""
     context = {"message": exc.message, "hint": exc.hint}
@@ -97,6 +109,10 @@ Checksum = Annotated[
 ]
 HeaderName = Annotated[str, AfterValidator(_check_header_name)]
 HeaderValue = Annotated[str, AfterValidator(_check_header_value)]
+Origins = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_origin)], ...],
+    Field(min_length=1, max_length=MAX_ORIGINS, description="scheme://host[:port]; the host may begin with `*.`"),
+]
 Label = Annotated[str, Field(min_length=1, max_length=128)]
 Labels = dict[Name, Label]
 
@@ -233,7 +249,40 @@ class CommandData(WireModel):
     reason: str = Field(default="", max_length=1024)
 
 
-EventData = RegisterData | DeployData | CommandData
+class Sealed(WireModel):
+    """A secret sealed to one host (``kvmwire.seal``): all three are base64, but for ``recipient``, the id of the host's key."""
+
+    recipient: str = Field(max_length=64)
+    key: str = Field(max_length=1024, description="the wrapped content key: HPKE's enc and ciphertext")
+    ciphertext: str = Field(max_length=192 * 1024)
+
+
+class CredentialData(WireModel):
+    """What a host is to show to, or to believe of, the servers of some origins; or the new list of signing keys.
+
+    ``anchors`` are CA certificates (PEM): public. ``sealed`` holds headers and a client certificate with its key.
+    """
+
+    credential: Name
+    origins: Origins | None = None
+    anchors: str = Field(default="", max_length=MAX_PEM)
+    sealed: Sealed | None = None
+    trust: TrustList | None = None
+    ensure: Ensure = Ensure.PRESENT
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> Self:
+        if self.ensure is Ensure.ABSENT:
+            return self
+        is_for_origins = bool(self.anchors) or self.sealed is not None
+        if is_for_origins == (self.trust is not None):
+            raise PydanticCustomError("EVENT_SCHEMA", "expected `anchors` or `sealed`, or `trust` alone")
+        if is_for_origins and self.origins is None:
+            raise PydanticCustomError("EVENT_SCHEMA", "origins: expected which servers it is for")
+        return self
+
+
+EventData = RegisterData | DeployData | CommandData | CredentialData
 
 
 class EventType(StrEnum):
@@ -251,6 +300,7 @@ class Event:
 
     ``content`` is the SHA-256 of the canonical data: two events with the same content want the same.
     ``is_bare`` tells that the payload was the data alone: ``id`` comes from topic and payload, there is no generation.
+    ``signature`` has been read, not verified: see ``kvmd.core.warrant``.
     """
 
     id: EventId
@@ -262,6 +312,7 @@ class Event:
     generation: int | None = None
     time: datetime | None = None
     expires: datetime | None = None
+    signature: Signature | None = None
 
     @property
     def type(self) -> EventType:
@@ -278,6 +329,8 @@ def type_of(data: EventData) -> EventType:
             return EventType.DEPLOY
         case CommandData():
             return EventType.COMMAND
+        case CredentialData():
+            return EventType.CREDENTIAL
 
 
 def unsupported(what: str) -> WireError:

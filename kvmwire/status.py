@@ -69,6 +69,10 @@ class HostStatus(StatusModel):
     labels: dict[str, str] = Field(default_factory=dict)
     protocols: tuple[str, ...] = ()
     pools: tuple[PoolStatus, ...] = ()
+    sealing_key: str | None = Field(default=None, description="id of the key that secrets for this host are sealed to")
+    signing_keys: int | None = Field(
+        default=None, description="generation of the list of signing keys that counts here"
+    )
     started: AwareDatetime | None = None
     since: AwareDatetime | None = None
 
@@ -233,6 +237,35 @@ class MachineStatus(StatusModel):
     since: AwareDatetime
 
 
+class CredentialState(StrEnum):
+    """What became of a credential on a host; with ``refused`` an earlier one may still be in force."""
+
+    INSTALLED = "installed"
+    REFUSED = "refused"
+    REVOKED = "revoked"
+
+
+class CredentialStatus(StatusModel):
+    """A credential on a host, without anything secret.
+
+    ``generation`` is that of the event judged last, ``installed`` the one in force. ``fingerprint`` is the SHA-256 of the client
+    certificate, or of the first CA certificate where there is none; ``expires`` is the earliest end of any certificate in it.
+    """
+
+    credential: Name
+    state: CredentialState
+    generation: int
+    installed: int | None = None
+    origins: tuple[str, ...] = ()
+    holds: tuple[str, ...] = Field(default=(), description="of: anchors, headers, certificate, keys")
+    fingerprint: str | None = None
+    expires: AwareDatetime | None = None
+    code: FailureCode | None = None
+    message: str = ""
+    hint: str = ""
+    since: AwareDatetime
+
+
 class Outcome(StrEnum):
     """What a host did with an event."""
 
@@ -256,4 +289,4 @@ class Receipt(StatusModel):
     time: AwareDatetime
 
 
-Status = HostStatus | ProbeStatus | ReplicaStatus | MachineStatus | Receipt | Progress
+Status = HostStatus | ProbeStatus | ReplicaStatus | MachineStatus | CredentialStatus | Receipt | Progress

@@ -88,7 +88,7 @@ class CredentialStatusTopic:
     """Carries whether a credential is installed on a host."""
 
     host: str
-    name: str
+    credential: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,11 @@ class Topics:
         """Name the hosts' answers to events."""
         return (f"{self.prefix}/status/+/receipt/+",)
 
+    def credential_filters(self, credential: str = "+") -> tuple[str, ...]:
+        """Name what is handed out under a credential's name, or under any: as published, and what became of it on the hosts."""
+        handed_out = (f"{self.prefix}/credential/all/{credential}", f"{self.prefix}/credential/host/+/{credential}")
+        return (*handed_out, f"{self.prefix}/status/+/credential/{credential}")
+
     def retained_filters(self) -> tuple[str, ...]:
         """Name all that is retained of hosts, events, probes and replicas."""
         return (*self.host_filters(), *self.wanted_filters(), *self.outcome_filters())
@@ -199,8 +204,8 @@ def _levels(topic: Topic) -> tuple[str, ...]:
             return ("status", host, "replica", pool, template)
         case MachineTopic(host, name):
             return ("status", host, "machine", name)
-        case CredentialStatusTopic(host, name):
-            return ("status", host, "credential", name)
+        case CredentialStatusTopic(host, credential):
+            return ("status", host, "credential", credential)
         case ReceiptTopic(host, event_id):
             return ("status", host, "receipt", event_id)
         case ProgressTopic(host, pool, template):

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, create_model
 
 from kvmwire.codec import Envelope
-from kvmwire.events import CommandData, DeployData, EventType, RegisterData
-from kvmwire.status import HostStatus, MachineStatus, ProbeStatus, Progress, Receipt, ReplicaStatus
+from kvmwire.events import CommandData, CredentialData, DeployData, EventType, RegisterData
+from kvmwire.status import CredentialStatus, HostStatus, MachineStatus, ProbeStatus, Progress, Receipt, ReplicaStatus
 from kvmwire.topics import (
     CommandTopic,
     CredentialStatusTopic,
@@ -37,7 +37,8 @@ PARAMETERS: Mapping[str, str] = {
     "deployment": "Name of a deployment.",
     "host": "Name of a host.",
     "pool": "Name of a storage pool of the host.",
-    "name": "Name of a credential or of a virtual machine.",
+    "credential": "Name of a credential.",
+    "name": "Name of a virtual machine.",
     "verb": "What the host is to do.",
     "event_id": "Id of the event that the receipt answers.",
 }
@@ -85,10 +86,11 @@ def _enveloped(name: str, kind: EventType, data: type[BaseModel]) -> type[BaseMo
 REGISTER: Models = (_enveloped("RegisterEvent", EventType.REGISTER, RegisterData), RegisterData)
 DEPLOY: Models = (_enveloped("DeployEvent", EventType.DEPLOY, DeployData), DeployData)
 COMMAND: Models = (_enveloped("CommandEvent", EventType.COMMAND, CommandData), CommandData)
+CREDENTIAL: Models = (_enveloped("CredentialEvent", EventType.CREDENTIAL, CredentialData), CredentialData)
 
 _IN, _OUT = Direction.RECEIVE, Direction.SEND
 _HOST, _POOL, _TEMPLATE, _NAME = "{host}", "{pool}", "{template}", "{name}"
-_DEPLOYMENT, _VERB = "{deployment}", Verb.ANNOUNCE
+_DEPLOYMENT, _CREDENTIAL, _VERB = "{deployment}", "{credential}", Verb.ANNOUNCE
 
 CHANNELS: tuple[Channel, ...] = (
     Channel("register", RegisterTopic(_TEMPLATE), _IN, REGISTER),
@@ -96,15 +98,15 @@ CHANNELS: tuple[Channel, ...] = (
     Channel("deployHost", DeployTopic(_DEPLOYMENT, _HOST), _IN, DEPLOY),
     Channel("commandAll", CommandTopic(_VERB), _IN, COMMAND, retained=False),
     Channel("commandHost", CommandTopic(_VERB, _HOST), _IN, COMMAND, retained=False),
-    Channel("credentialAll", CredentialTopic(_NAME), _IN, (), reserved=True),
-    Channel("credentialHost", CredentialTopic(_NAME, _HOST), _IN, (), reserved=True),
+    Channel("credentialAll", CredentialTopic(_CREDENTIAL), _IN, CREDENTIAL),
+    Channel("credentialHost", CredentialTopic(_CREDENTIAL, _HOST), _IN, CREDENTIAL),
     Channel("statusHost", HostTopic(_HOST), _OUT, (HostStatus,)),
     Channel("statusProbe", ProbeTopic(_HOST, _TEMPLATE), _OUT, (ProbeStatus,)),
     Channel("statusReplica", ReplicaTopic(_HOST, _POOL, _TEMPLATE), _OUT, (ReplicaStatus,)),
     Channel("statusReceipt", ReceiptTopic(_HOST, "{event_id}"), _OUT, (Receipt,), retained=False),
     Channel("statusProgress", ProgressTopic(_HOST, _POOL, _TEMPLATE), _OUT, (Progress,), retained=False, qos=0),
     Channel("statusMachine", MachineTopic(_HOST, _NAME), _OUT, (MachineStatus,), reserved=True),
-    Channel("statusCredential", CredentialStatusTopic(_HOST, _NAME), _OUT, (), reserved=True),
+    Channel("statusCredential", CredentialStatusTopic(_HOST, _CREDENTIAL), _OUT, (CredentialStatus,)),
 )
 
 

@@ -11,13 +11,18 @@ from hypothesis import given, settings
 from jsonschema import Draft202012Validator
 
 from kvmwire.codec import encode_event, encode_status
-from kvmwire.events import CommandData, DeployData, Event, RegisterData
+from kvmwire.events import CommandData, CredentialData, DeployData, Event, RegisterData
 from kvmwire.status import Status
 from kvmwire.topics import StatusTopic, Topics
 from tests.wire.strategies import events, statuses
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "schemas"
-NAMES = {RegisterData: "RegisterEvent", DeployData: "DeployEvent", CommandData: "CommandEvent"}
+NAMES = {
+    RegisterData: "RegisterEvent",
+    DeployData: "DeployEvent",
+    CommandData: "CommandEvent",
+    CredentialData: "CredentialEvent",
+}
 
 
 def schema(name: str) -> Any:

@@ -16,6 +16,7 @@ from kvmwire.events import (
     MAX_SIZE,
     CloudInit,
     CommandData,
+    CredentialData,
     DeployData,
     Ensure,
     Event,
@@ -23,8 +24,11 @@ from kvmwire.events import (
     ImageFormat,
     Machine,
     RegisterData,
+    Sealed,
 )
 from kvmwire.status import (
+    CredentialState,
+    CredentialStatus,
     HostState,
     HostStatus,
     MachineState,
@@ -134,14 +138,29 @@ deploys = st.builds(
     rate_limit=figures,
     machine=st.none() | machines,
 )
+origins = st.builds(
+    "{}://{}{}{}".format,
+    st.sampled_from(["http", "https"]),
+    st.sampled_from(["", "*."]),
+    st.from_regex(r"[a-z][a-z0-9-]{0,10}[a-z](\.[a-z]{2,5}){0,2}", fullmatch=True),
+    st.sampled_from(["", ":8080"]),
+)
+credentials = st.builds(
+    CredentialData,
+    credential=names,
+    origins=st.lists(origins, min_size=1, max_size=3).map(tuple),
+    anchors=st.text(string.ascii_letters, max_size=20),
+    sealed=st.builds(Sealed, recipient=names, key=st.just("a2V5"), ciphertext=st.just("c2VjcmV0")),
+    ensure=st.sampled_from(Ensure),
+)
 commands = st.builds(CommandData, template=st.none() | names, pool=st.none() | names, reason=texts)
 
 
 @st.composite
 def events(draw: st.DrawFn) -> Event:
     """Draw an enveloped event of any type, on a topic that fits its data."""
-    data = draw(registers | deploys | commands)
-    topic: RegisterTopic | DeployTopic | CommandTopic
+    data = draw(registers | deploys | commands | credentials)
+    topic: RegisterTopic | DeployTopic | CommandTopic | CredentialTopic
     match data:
         case RegisterData():
             topic = RegisterTopic(data.template)
@@ -149,6 +168,8 @@ def events(draw: st.DrawFn) -> Event:
             topic = DeployTopic(data.deployment, draw(hosts))
         case CommandData():
             topic = CommandTopic(draw(st.sampled_from(Verb)), draw(hosts))
+        case CredentialData():
+            topic = CredentialTopic(data.credential, draw(hosts))
     return Event(
         id=draw(event_ids),
         topic=topic,
@@ -269,6 +290,21 @@ replicas = st.builds(
 machine_statuses = st.builds(
     MachineStatus, name=names, state=st.sampled_from(MachineState), code=codes, message=texts, hint=texts, since=times
 )
+credential_statuses = st.builds(
+    CredentialStatus,
+    credential=names,
+    state=st.sampled_from(CredentialState),
+    generation=figures,
+    installed=st.none() | figures,
+    origins=tuples(origins),
+    holds=tuples(texts),
+    fingerprint=st.none() | texts,
+    expires=st.none() | times,
+    code=codes,
+    message=texts,
+    hint=texts,
+    since=times,
+)
 receipts = st.builds(
     Receipt,
     event=event_ids,
@@ -300,6 +336,7 @@ def _pairs() -> st.SearchStrategy[tuple[StatusTopic, Status]]:
         | st.tuples(st.builds(ProbeTopic, names, names), probes)
         | st.tuples(st.builds(ReplicaTopic, names, names, names), replicas)
         | st.tuples(st.builds(MachineTopic, names, names), machine_statuses)
+        | st.tuples(st.builds(CredentialStatusTopic, names, names), credential_statuses)
         | st.tuples(st.builds(ReceiptTopic, names, event_ids), receipts)
         | st.tuples(st.builds(ProgressTopic, names, names, names), progress)
     )

@@ -226,5 +226,24 @@ def test_a_command_with_an_unknown_field_is_refused() -> None:
     assert "templates: unknown field" in refusal({"templates": "x"}, CommandTopic(Verb.CANCEL)).message
 
 
-def test_a_credential_event_is_refused_as_not_supported() -> None:
-    assert refusal({"ca": "x"}, CredentialTopic("ca")).code is FailureCode.UNSUPPORTED
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({}, "anchors"),
+        ({"anchors": "PEM"}, "origins"),
+        ({"anchors": "PEM", "origins": []}, "origins"),
+        ({"anchors": "PEM", "origins": ["https://a.example"], "trust": {"keys": []}}, "trust"),
+        ({"trust": {"keys": [{"name": "x", "public": "AAAA", "roles": ["deploy"]}]}}, "public"),
+        ({"credential": "other", "ensure": "absent"}, "credential"),
+        ({"anchor": "PEM"}, "anchor: unknown field"),
+    ],
+)
+def test_a_credential_that_holds_nothing_or_is_for_nobody_is_refused(data: dict[str, Any], named: str) -> None:
+    error = refusal(data, CredentialTopic("ca"))
+    assert error.code is FailureCode.EVENT_SCHEMA
+    assert named in error.message
+
+
+def test_a_credential_for_an_unreadable_origin_is_refused() -> None:
+    error = refusal({"anchors": "PEM", "origins": ["images.example"]}, CredentialTopic("ca"))
+    assert error.code is FailureCode.CREDENTIAL_INVALID

@@ -46,8 +46,10 @@ def test_fields_that_a_newer_host_adds_are_ignored(pair: tuple[StatusTopic, Stat
     assert decode_status(topic, json.dumps(value).encode()) == status
 
 
-def test_a_status_of_a_kind_without_a_model_is_none() -> None:
-    assert decode_status(CredentialStatusTopic("kvm01", "ca"), b'{"state": "installed"}') is None
+def test_a_credentials_status_is_about_the_credential_of_its_topic() -> None:
+    status = b'{"credential": "token", "state": "installed", "generation": 1, "since": "2026-01-01T00:00:00Z"}'
+    with pytest.raises(WireError, match="credential"):
+        decode_status(CredentialStatusTopic("kvm01", "ca"), status)
 
 
 @pytest.mark.parametrize(
