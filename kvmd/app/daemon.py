@@ -128,7 +128,7 @@ def broker_settings(settings: Settings, identity: Identity, topics: Topics) -> B
     return BrokerSettings(
         host=mqtt.address.host,
         port=mqtt.address.port,
-        identifier=f"kvmd-{settings.host}",
+        identifier=f"kvmd-{settings.host.replace('.', ':')}",  # nats-server refuses ids with dots; names have no colons
         topics=topics,
         filters=topics.event_filters(settings.host),
         will=offline(identity),
