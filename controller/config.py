@@ -106,13 +106,35 @@ class MqttSettings(BaseModel):
             ) from exc
 
 
+class SigningSettings(BaseModel):
+    """What signs the events."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: Path | None = Field(
+        default=None, description="Ed25519 key (PKCS8 PEM) that signs; the fleet's, if there is one"
+    )
+
+    @field_validator("key", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
+
 class Settings(BaseModel):
     """Everything that can be set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mqtt: MqttSettings = MqttSettings()
+    signing: SigningSettings = SigningSettings()
     state_dir: Path = Field(description="where the outbox is kept")
+    fleet_dir: Path | None = Field(default=None, description="where the fleet's keys are kept; fleet in state_dir")
+
+    @property
+    def fleet(self) -> Path:
+        """Folder of the fleet's keys."""
+        return self.fleet_dir or self.state_dir / "fleet"
 
 
 def load(path: Path | None, environ: Mapping[str, str], *, url: str | None = None) -> Settings:
@@ -170,7 +192,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
 
 
 def _known_keys() -> list[str]:
-    return ["state_dir", *(f"mqtt.{name}" for name in MqttSettings.model_fields)]
+    return [
+        "state_dir",
+        "fleet_dir",
+        *(f"mqtt.{name}" for name in MqttSettings.model_fields),
+        *(f"signing.{name}" for name in SigningSettings.model_fields),
+    ]
 
 
 def _keys(values: Mapping[str, Any], start: str = "") -> list[str]:
