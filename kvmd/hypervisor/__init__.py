@@ -1,0 +1,1 @@
+"""Edge to libvirt: the only package that imports it, and every call to it runs on one thread."""
