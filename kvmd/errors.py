@@ -13,6 +13,7 @@ KvmdError
     NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError, ExistsError, InUseError
     HypervisorUnreachableError
   RefusedError           the request itself is refused: policy, cancelled, deadline, unknown template
+    CredentialInvalidError, SecretError
   BrokerError            the MQTT broker cannot be used
   InternalError          something that should not happen
     InspectorError, OpenFilesError
@@ -132,6 +133,18 @@ class TlsClientCertError(SourceError):
     """The server wants a client certificate."""
 
     code = FailureCode.TLS_CLIENT_CERT
+
+
+class CredentialMissingError(SourceError):
+    """A credential that the template names is not installed on this host, or not any more."""
+
+    code = FailureCode.CREDENTIAL_INVALID
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"credential {name} is not installed on this host yet; it goes on as soon as it is.",
+            hint="Hand it out with `kvmctl credential add`; `kvmctl credential list` tells what each host has.",
+        )
 
 
 class RedirectLimitError(SourceError):
@@ -353,6 +366,18 @@ class TemplateUnknownError(RefusedError):
     """No register event for the template has been seen."""
 
     code = FailureCode.TEMPLATE_UNKNOWN
+
+
+class CredentialInvalidError(RefusedError):
+    """A credential is missing on this host, or cannot be used."""
+
+    code = FailureCode.CREDENTIAL_INVALID
+
+
+class SecretError(RefusedError):
+    """A sealed secret cannot be opened here, or a secret stands where everybody can read it."""
+
+    code = FailureCode.SECRET
 
 
 class BrokerError(KvmdError):

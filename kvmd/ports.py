@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from kvmd.core.manifest import Manifest
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.ranges import ByteRange
 from kvmwire.digest import Algorithm, Digest
-from kvmwire.source import SourceUrl
+from kvmwire.source import Origin, SourceUrl
 from kvmwire.status import PoolStatus
 from kvmwire.topics import Topic
 
@@ -59,6 +60,33 @@ class Source(Protocol):
         It gives blocks of about ``block`` bytes, smaller ones where they come slowly; a block is valid until the next is asked
         for. Raises EntityChangedError where the source serves another entity now. The stream ends with the last wanted byte.
         """
+        ...
+
+
+class Credentials(Protocol):
+    """The credentials that are installed on this host: asked anew for every request, so that the next one uses what came last.
+
+    Headers and client certificates are given only where the template names the credential and the credential covers the origin;
+    CA certificates for every connection to an origin that their credential covers, instead of the system's.
+    """
+
+    def has(self, name: str) -> bool:
+        """Whether a credential of this name is installed."""
+        ...
+
+    def headers(self, origin: Origin, names: Sequence[str]) -> Mapping[str, str]:
+        """Give the headers for one request. Raises CredentialMissingError where one of the names is not installed."""
+        ...
+
+    async def tls(self, origin: Origin, names: Sequence[str]) -> ssl.SSLContext | None:
+        """Give the TLS settings for one connection, None for the system's. Raises CredentialMissingError.
+
+        The same context means the same identity: a connection may be used again for a request that gets the same one.
+        """
+        ...
+
+    def presented(self, origin: Origin, names: Sequence[str]) -> str | None:
+        """Name the credential whose client certificate ``tls`` presents."""
         ...
 
 
