@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from controller.errors import ControlError
 from controller.fleet import Fleet
+from controller.keys.signer import Signer
 from controller.registry import Stored
 from controller.session import Session
 from kvmwire.codec import content_of, encode_event
@@ -135,8 +136,9 @@ def known_template(fleet: Fleet, name: str) -> RegisterData:
 
 
 async def publish(session: Session, events: Iterable[Event]) -> list[Sent]:
-    """Store, publish and follow events. Returns when the broker has acknowledged the last."""
-    return [await _publish_one(session, event) for event in events]
+    """Sign, store, publish and follow events. Returns when the broker has acknowledged the last."""
+    signer = await asyncio.to_thread(Signer.of, session.settings)
+    return [await publish_one(session, event, signer) for event in events]
 
 
 async def known_generation(session: Session, topics: Iterable[EventTopic]) -> int:
@@ -145,9 +147,10 @@ async def known_generation(session: Session, topics: Iterable[EventTopic]) -> in
     return await session.archive.call(lambda registry: registry.generation(texts))
 
 
-async def _publish_one(session: Session, event: Event) -> Sent:
+async def publish_one(session: Session, event: Event, signer: Signer) -> Sent:
+    """Sign, store, publish and follow one event."""
     try:
-        payload = encode_event(session.topics, event)
+        payload = signer.sign(encode_event(session.topics, event))
     except WireError as exc:
         raise ControlError.of(exc) from exc
     topic = session.topics.build(event.topic)
