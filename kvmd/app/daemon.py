@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from kvmd.app.parts import disk_threads, environment_of, keyring_of, limits_of, open_sources, policy_of
+from kvmd.app.parts import disk_threads, environment_of, inspector_of, keyring_of, limits_of, open_sources, policy_of
 from kvmd.bus import BrokerSettings, MqttBus
 from kvmd.clock import SystemClock
 from kvmd.config import MqttSettings, Settings
@@ -97,7 +97,13 @@ def build_daemon(
     bus = MqttBus(broker_settings(settings, identity, topics), clock, on_refused=tally.refused)
     announcer = Announcer(identity, record, bus=bus, journal=journal, stores=stores, tally=tally, clock=clock)
     policy = settings.policy
-    rules = Rules(settings.transfer.sessions, limits_of(settings), policy_of(policy), keyring_of(policy, executor))
+    rules = Rules(
+        settings.transfer.sessions,
+        limits_of(settings),
+        policy_of(policy),
+        inspector_of(settings.inspector),
+        keyring=keyring_of(policy, executor),
+    )
     reconciler = Reconciler(
         record,
         rules,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kvmd.app.parts import disk_threads, environment_of, keyring_of, limits_of, open_sources, policy_of
+from kvmd.app.parts import disk_threads, environment_of, inspector_of, keyring_of, limits_of, open_sources, policy_of
 from kvmd.clock import SystemClock
 from kvmd.config import Settings
 from kvmd.core.admission import check_policy
@@ -58,6 +58,7 @@ async def fetch(request: FetchRequest, settings: Settings, listener: Listener) -
                 clock=clock,
                 limits=limits_of(settings),
                 shaper=Shaper(settings.transfer.rate_limit, clock),
+                inspector=inspector_of(settings.inspector),
                 keyring=keyring_of(settings.policy, executor),
             )
             job = Job(

@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from kvmd.config import PolicySettings, Settings
+from kvmd.config import InspectorSettings, PolicySettings, Settings
 from kvmd.core.addresses import AddressPolicy
 from kvmd.core.admission import Policy
 from kvmd.engine.job import Limits
 from kvmd.fetch.gpg import GpgKeyring
 from kvmd.fetch.protocols import Protocols, load_plugins
 from kvmd.plugin import Environment, TlsFiles
+from kvmd.sandbox.client import QemuInspector
 from kvmwire.source import SourceUrl
 
 
@@ -72,6 +73,13 @@ def limits_of(settings: Settings) -> Limits:
 def keyring_of(policy: PolicySettings, executor: Executor) -> GpgKeyring | None:
     """Give the keys that may sign checksum files; None where the settings name none."""
     return GpgKeyring(policy.keyring, executor) if policy.keyring is not None else None
+
+
+def inspector_of(settings: InspectorSettings) -> QemuInspector:
+    """Give what looks at whole images."""
+    return QemuInspector(
+        settings.socket, timeout_s=settings.timeout_s, memory=settings.memory, is_required=settings.required
+    )
 
 
 def policy_of(policy: PolicySettings) -> Policy:

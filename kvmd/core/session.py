@@ -101,7 +101,7 @@ class Verifying:
 
 @dataclass(frozen=True, slots=True)
 class Committing:
-    """Gives verified bytes their final name."""
+    """Has verified bytes checked as an image, and gives them their final name."""
 
     failures: int
     stored: Stored
@@ -282,6 +282,13 @@ class Seal:
 
 
 @dataclass(frozen=True, slots=True)
+class Inspect:
+    """Have the whole image checked; ``image`` is what its head told."""
+
+    image: ImageHead
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """Rename to the final name, durably."""
 
@@ -296,7 +303,7 @@ class Remove:
     """Delete the finished volume, if kvmd put it there."""
 
 
-Effect = LookUp | Probe | Fetch | Seal | Commit | Discard | Remove
+Effect = LookUp | Probe | Fetch | Seal | Inspect | Commit | Discard | Remove
 Step = tuple[State, tuple[Effect, ...]]
 
 
@@ -405,7 +412,7 @@ def _sealed(state: Verifying, stored: Stored, terms: Terms) -> Step:
         image = _inspect(stored, terms)
     except ContentError as exc:
         return Failed(exc.failure), (Discard(),)
-    return Committing(state.failures, stored, image, state.found), (Commit(),)
+    return Committing(state.failures, stored, image, state.found), (Inspect(image), Commit())
 
 
 def _contradiction(found: Found, stored: Stored, terms: Terms) -> tuple[Digest, Digest] | None:
@@ -434,7 +441,8 @@ def _broken(state: Running, happened: Broken, terms: Terms) -> Step:
     failure = happened.failure
     if isinstance(state, Downloading) and failure.code is FailureCode.ENTITY_CHANGED and state.restarts < MAX_RESTARTS:
         return Probing(state.failures, state.restarts + 1, state.is_alone), (Discard(), Probe())
-    cleanup: tuple[Effect, ...] = (Discard(),) if failure.code in _DISCARDS else ()
+    is_refused = isinstance(state, Committing) and not is_retryable(failure.code)
+    cleanup: tuple[Effect, ...] = (Discard(),) if is_refused or failure.code in _DISCARDS else ()
     if not is_retryable(failure.code):
         return Failed(failure), cleanup
     is_progress_kept = happened.has_progressed and not cleanup

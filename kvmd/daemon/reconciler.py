@@ -185,7 +185,10 @@ class Reconciler:
     async def _work(self, task: Assignment, store: Store) -> None:
         """Run one session to its end; it raises nothing but what the journal does."""
         key = task.key
-        edges = Edges(self._sources, store, self._clock, self._rules.limits, self._shaper, self._rules.keyring)
+        rules = self._rules
+        edges = Edges(
+            self._sources, store, self._clock, rules.limits, self._shaper, rules.inspector, keyring=rules.keyring
+        )
 
         async def on_state(state: State) -> None:
             if isinstance(state, Waiting):

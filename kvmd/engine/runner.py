@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from kvmd.core.admission import check_found
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.entity import Entity
+from kvmd.core.image import ImageHead
 from kvmd.core.manifest import Pieces
 from kvmd.core.mirrors import Mirror, is_exhausted, next_start, verdict
 from kvmd.core.pieces import usable
@@ -26,6 +28,7 @@ from kvmd.core.session import (
     Fetched,
     Found,
     Input,
+    Inspect,
     LookedUp,
     LookUp,
     Probe,
@@ -56,7 +59,7 @@ from kvmd.errors import (
     TransferError,
 )
 from kvmd.log import get_logger
-from kvmd.ports import Clock, Keyring, Sources, Store, Volume, VolumeRequest
+from kvmd.ports import Clock, Inspector, Keyring, Sources, Store, Volume, VolumeRequest
 from kvmwire.digest import Digest
 from kvmwire.status import Progress
 
@@ -72,6 +75,7 @@ class Edges:
     clock: Clock
     limits: Limits
     shaper: Shaper
+    inspector: Inspector
     keyring: Keyring | None = None
 
 
@@ -159,6 +163,8 @@ class Session:
                 return await self._fetch(is_alone=is_alone)
             case Seal():
                 return Sealed(await self._open_volume.seal(self._size))
+            case Inspect(image):
+                return await self._inspect(image)
             case Commit():
                 return Committed(await self._commit())
             case Discard():
@@ -296,6 +302,13 @@ class Session:
                 copy_of=copy_of,
             )
         )
+
+    async def _inspect(self, image: ImageHead) -> None:
+        fd = await self._open_volume.open_sealed()
+        try:
+            await self._edges.inspector.inspect(fd, image)
+        finally:
+            os.close(fd)
 
     async def _commit(self) -> Placement:
         placement = await self._open_volume.commit()

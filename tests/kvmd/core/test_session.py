@@ -30,6 +30,7 @@ from kvmd.core.session import (
     Fetched,
     IllegalTransitionError,
     Input,
+    Inspect,
     LookedUp,
     LookUp,
     Probe,
@@ -158,7 +159,7 @@ def test_the_straight_way_from_queued_to_ready() -> None:
         (Probing(), (Probe(),)),
         (Downloading(0, 0, is_alone=False, size=4096), (Fetch(is_alone=False),)),
         (Verifying(0, 0, is_alone=False), (Seal(),)),
-        (Committing(0, GOOD, IMAGE), (Commit(),)),
+        (Committing(0, GOOD, IMAGE), (Inspect(IMAGE), Commit())),
         (Ready(committed, IMAGE, is_adopted=False), ()),
     ]
 

@@ -14,7 +14,7 @@ from typing import TypedDict
 
 from typing_extensions import Unpack
 
-from kvmd.app.parts import disk_threads, environment_of, keyring_of, limits_of, open_sources
+from kvmd.app.parts import disk_threads, environment_of, inspector_of, keyring_of, limits_of, open_sources
 from kvmd.clock import SystemClock
 from kvmd.config import Settings
 from kvmd.core.session import Cancelled, Failed, Ready, Started, State, Terms, Waiting
@@ -143,7 +143,8 @@ class Host:
             async with open_sources(self.settings, environment) as sources:
                 store = DirectoryStore("pool", self.pool, executor=executor)
                 keyring = keyring_of(self.settings.policy, executor)
-                edges = Edges(sources, store, clock, limits_of(self.settings), Shaper(0, clock), keyring)
+                inspector = inspector_of(self.settings.inspector)
+                edges = Edges(sources, store, clock, limits_of(self.settings), Shaper(0, clock), inspector, keyring)
                 state = await Session(job, edges, Listener(on_state, progress.append)).run(Started())
         finally:
             await asyncio.to_thread(executor.shutdown)
