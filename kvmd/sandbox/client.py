@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -46,8 +45,6 @@ class QemuInspector:
         """See the port."""
         if image.format not in _INSPECTED:
             return None
-        if self._path is None and shutil.which("qemu-img") is None:
-            return self._without_qemu()
         request = Request(image.format.value, self._timeout_s, self._memory)
         try:
             async with asyncio.timeout(2 * self._timeout_s + GRACE_S), self._channel() as channel:
