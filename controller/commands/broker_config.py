@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import os
-import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +13,8 @@ from controller.brokerconfig.access import DEFAULT_CONTROLLER, Access, Identitie
 from controller.brokerconfig.site import Listener, Site
 from controller.commands.invocation import Invocation, Parsers, add_hosts, add_parser, name
 from controller.errors import UsageError
+from controller.keys import files, keyring
+from controller.keys.keyring import FleetKeys
 from controller.output import Output
 from kvmwire.codes import Exit
 
@@ -24,11 +24,10 @@ _PATHS = {
     "--ca": "CA certificates of the fleet; certs/ca.pem in the broker's folder",
     "--cert": "the broker's certificate; certs/broker.pem in the broker's folder",
     "--key": "its key; certs/broker.key in the broker's folder",
-    "--crl": "mosquitto: list of revoked certificates (PEM), signed by the CA; none",
+    "--crl": "mosquitto: list of revoked certificates (PEM); certs/crl.pem where there is a fleet and no --ca",
     "--acl": f"mosquitto: the access list; {_FOLDERS['mosquitto'] / mosquitto.ACL}",
     "--store": f"nats: folder of the messages; {_NATS_STORE}",
 }
-_MODE = 0o644  # there is no secret in them, and the broker's user reads them again at each reload
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def add(parsers: Parsers) -> None:
         "the broker's configuration: TLS, identities, who may read and write what",
     )
     parser.add_argument("broker", choices=tuple(_FOLDERS), help="the kind of broker")
-    add_hosts(parser, help_text="a host that may connect; repeat it")
+    add_hosts(parser, help_text="a host that may connect beside those of the fleet; repeat it")
     parser.add_argument(
         "--controller",
         action="append",
@@ -62,7 +61,7 @@ def add(parsers: Parsers) -> None:
         type=name,
         default=[],
         metavar="NAME",
-        help="common name of a certificate that may register and deploy, and nothing else",
+        help="a publisher beside those of the fleet: it may register and deploy, and nothing else",
     )
     parser.add_argument("--listen", default=str(Listener()), metavar="ADDRESS:PORT", help=f"{Listener()}")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the files there; else they are printed")
@@ -74,22 +73,47 @@ def add(parsers: Parsers) -> None:
 
 async def broker_config(invocation: Invocation) -> Exit:
     """Print the files, or write them and say what to do with them."""
-    args, output = invocation.arguments, invocation.output
-    identities = Identities(
-        hosts=tuple(args.host),
-        controllers=tuple(args.controller or [DEFAULT_CONTROLLER]),
-        publishers=tuple(args.publisher),
-    )
-    files = _files(args, accesses(invocation.settings.mqtt.topics, identities))
+    args, settings, output = invocation.arguments, invocation.settings, invocation.output
+    fleet = await asyncio.to_thread(_fleet, settings.fleet)
+    identities = _identities(args, fleet)
+    written = _files(args, accesses(settings.mqtt.topics, identities), has_fleet=fleet is not None)
     if args.out is not None:
-        await asyncio.to_thread(_write, args.out, files)
-    _report(output, args.out, files)
+        await asyncio.to_thread(_write, args.out, written)
+    _report(output, args.out, written)
     if not output.is_json:
-        _advise(output, args.broker, args.out, files, identities)
+        output.say(_summary(args.broker, identities))
+        if args.out is not None:
+            for line in _steps(args, written, fleet):
+                output.say(line)
     return Exit.DONE
 
 
-def _files(args: argparse.Namespace, allowed: tuple[Access, ...]) -> list[_File]:
+def _fleet(folder: Path) -> FleetKeys | None:
+    return FleetKeys.open(folder) if FleetKeys.is_in(folder) else None
+
+
+def _identities(args: argparse.Namespace, fleet: FleetKeys | None) -> Identities:
+    """Give the fleet's hosts and publishers but for revoked ones, and those that the person named. Raises UsageError."""
+    enrolled = fleet.register if fleet else None
+    hosts, publishers = (enrolled.hosts, enrolled.publishers) if enrolled else ((), ())
+    revoked = {one.name for one in (*hosts, *publishers) if one.is_revoked} & {*args.host, *args.publisher}
+    if revoked:
+        raise UsageError(
+            f"broker-config: {', '.join(sorted(revoked))}: revoked in the fleet; nothing was written.",
+            hint="Enrol the host again, or leave the name out.",
+        )
+    return Identities(
+        hosts=_once(*(one.name for one in hosts if not one.is_revoked), *args.host),
+        controllers=_once(*(args.controller or [DEFAULT_CONTROLLER])),
+        publishers=_once(*(one.name for one in publishers if not one.is_revoked), *args.publisher),
+    )
+
+
+def _once(*names: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def _files(args: argparse.Namespace, allowed: Iterable[Access], *, has_fleet: bool) -> list[_File]:
     folder = _FOLDERS[args.broker]
     certs = folder / "certs"
     site = Site(
@@ -104,8 +128,9 @@ def _files(args: argparse.Namespace, allowed: tuple[Access, ...]) -> list[_File]
         return [_File(folder / nats.CONF, text)]
     _refuse(args, "store", of="nats")
     acl = args.acl or folder / mosquitto.ACL
+    crl = args.crl or (certs / keyring.CRL if has_fleet and args.ca is None else None)
     return [
-        _File(folder / "conf.d" / mosquitto.CONF, mosquitto.configuration(site, acl=acl, crl=args.crl)),
+        _File(folder / "conf.d" / mosquitto.CONF, mosquitto.configuration(site, acl=acl, crl=crl)),
         _File(acl, mosquitto.access_list(allowed)),
     ]
 
@@ -121,12 +146,12 @@ def _refuse(args: argparse.Namespace, *options: str, of: str) -> None:
             )
 
 
-def _write(folder: Path, files: list[_File]) -> None:
-    """Write each file whole or not at all. Raises UsageError."""
+def _write(folder: Path, written: Iterable[_File]) -> None:
+    """Write each file whole or not at all, for the broker's user to read: there is no secret in them. Raises UsageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            _replace(folder / file.path.name, file.text)
+        for file in written:
+            files.write(folder / file.path.name, file.text.encode(), mode=files.PUBLIC)
     except OSError as exc:
         raise UsageError(
             f"--out {folder}: {exc.filename or folder} cannot be written: {exc.strerror}.",
@@ -134,21 +159,7 @@ def _write(folder: Path, files: list[_File]) -> None:
         ) from exc
 
 
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), _MODE)
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
-
-
-def _report(output: Output, out: Path | None, files: list[_File]) -> None:
+def _report(output: Output, out: Path | None, written: Iterable[_File]) -> None:
     if output.is_json:
         output.rows(
             {
@@ -156,29 +167,35 @@ def _report(output: Output, out: Path | None, files: list[_File]) -> None:
                 "path": str(file.path),
                 **({"text": file.text} if out is None else {"written": str(out / file.path.name)}),
             }
-            for file in files
+            for file in written
         )
     elif out is None:
-        for file in files:
+        for file in written:
             output.line(f"# ----- {file.path}")
             for line in file.text.splitlines():
                 output.line(line)
 
 
-def _advise(output: Output, broker: str, out: Path | None, files: list[_File], identities: Identities) -> None:
-    """Tell a person who may connect, and how the files get to the broker."""
-    output.say(
+def _summary(broker: str, identities: Identities) -> str:
+    return (
         f"{broker}: {len(identities.hosts)} hosts, controllers {', '.join(identities.controllers)}, "
         f"publishers {', '.join(identities.publishers) or 'none'}. Whoever is not named may do nothing."
     )
-    if out is None:
-        return
-    output.say("On the broker's machine:")
-    for file in files:
-        output.say(f"  install -m 0644 {out / file.path.name} {file.path}")
-    if broker == "nats":
-        output.say(f"  nats-server --config {files[0].path}     # the first time")
-        output.say("  nats-server --signal reload             # afterwards (SIGHUP)")
+
+
+def _steps(args: argparse.Namespace, written: Iterable[_File], fleet: FleetKeys | None) -> Iterator[str]:
+    """Tell how the files get to the broker, and how it takes them up."""
+    yield "On the broker's machine, with these files copied there:"
+    for file in written:
+        yield f"  install -D -m 0644 {args.out / file.path.name} {file.path}"
+    if fleet is not None and args.ca is None:
+        certs = _FOLDERS[args.broker] / "certs"
+        for name in (keyring.CA, "broker.pem", *([keyring.CRL] if args.broker == "mosquitto" else [])):
+            yield f"  install -D -m 0644 {fleet.folder / name} {certs / name}"
+        yield f"  install -D -m 0600 -o {args.broker} {fleet.folder / 'broker.key'} {certs / 'broker.key'}"
+    if args.broker == "nats":
+        yield f"  nats-server --config {_FOLDERS['nats'] / nats.CONF}     # the first time"
+        yield "  nats-server --signal reload     # afterwards (SIGHUP)"
     else:
-        output.say("  systemctl restart mosquitto             # the first time, and after a change of paths or address")
-        output.say("  systemctl reload mosquitto              # after a change of names alone (SIGHUP)")
+        yield "  systemctl restart mosquitto     # the first time, and after a change of paths or address"
+        yield "  systemctl reload mosquitto      # after a change of names or of crl.pem (SIGHUP)"

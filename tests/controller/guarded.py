@@ -1,23 +1,22 @@
-"""Brokers that run with exactly the files of ``kvmctl broker-config``, and the CA whose certificates name who is who."""
+"""Brokers that run with exactly the files of ``kvmctl broker-config``, and a fleet's CA whose certificates say who is who."""
 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import io
-import ipaddress
 import signal
 import ssl
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from controller.keys.authority import Authority, Revoked, certificate_pem, key_pem, new_tls_key
 from controller.output import Output
 from controller.program import build_parser, run
 from tests.support.mqtt import MqttClient
@@ -27,52 +26,27 @@ from tests.support.programs import require_program
 from tests.support.tls import CertificateFiles
 from tests.support.waiting import eventually_blocking
 
-_DAY = dt.timedelta(days=1)
-
 
 class FleetCa:
-    """A CA whose certificates say nothing but a common name, as a fleet's do (trustme's always say more)."""
+    """A fleet's CA, and whose certificates it issued, as files and as contexts."""
 
-    def __init__(self, folder: Path, name: str = "fleet") -> None:
-        self._folder = folder
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _common_name(name)
-        self._serials: dict[str, int] = {}
-        usage = x509.KeyUsage(**dict.fromkeys(_USAGES, False) | {"key_cert_sign": True, "crl_sign": True})
-        certificate = (
-            self._builder(self._name, self._key.public_key())
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(usage, critical=True)
-            .sign(self._key, hashes.SHA256())
-        )
-        self.ca_file = folder / f"{name}.ca.pem"
-        self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        self.broker = self.issue("broker.test", loopback)
-
-    def issue(self, name: str, *extensions: x509.ExtensionType) -> CertificateFiles:
-        """Write a certificate of this common name and its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        builder = self._builder(_common_name(name), key.public_key())
-        for extension in extensions:
-            builder = builder.add_extension(extension, critical=False)
-        certificate = builder.sign(self._key, hashes.SHA256())
-        self._serials[name] = certificate.serial_number
-        files = CertificateFiles(self._folder / f"{name}.crt", self._folder / f"{name}.key")
-        files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        files.key.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        files.key.chmod(0o600)
-        return files
+        self._folder = folder
+        self._authority = Authority.new(datetime.now(UTC))
+        self._issued: dict[str, x509.Certificate] = {}
+        self.ca_file = folder / "ca.pem"
+        self.ca_file.write_bytes(certificate_pem(self._authority.certificate))
+        key = new_tls_key()
+        server = self._authority.server(["127.0.0.1"], key.public_key(), datetime.now(UTC))
+        self.broker = self._written("broker", server, key)
 
     def files(self, name: str) -> CertificateFiles:
         """Give the certificate of a name, made at its first use."""
-        if name not in self._serials:
-            self.issue(name)
+        if name not in self._issued:
+            key = new_tls_key()
+            self._issued[name] = self._authority.client(name, key.public_key(), datetime.now(UTC))
+            self._written(name, self._issued[name], key)
         return CertificateFiles(self._folder / f"{name}.crt", self._folder / f"{name}.key")
 
     def context(self, name: str) -> ssl.SSLContext:
@@ -84,46 +58,17 @@ class FleetCa:
 
     def revocation_list(self, path: Path, *names: str) -> None:
         """Write a list that revokes these names' certificates."""
-        now = dt.datetime.now(dt.UTC)
-        builder = x509.CertificateRevocationListBuilder().issuer_name(self._name)
-        builder = builder.last_update(now - _DAY).next_update(now + 30 * _DAY)
-        for name in names:
-            revoked = x509.RevokedCertificateBuilder().serial_number(self._serials[name]).revocation_date(now - _DAY)
-            builder = builder.add_revoked_certificate(revoked.build())
-        signed = builder.sign(self._key, hashes.SHA256())
-        path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        now = datetime.now(UTC)
+        revoked = [Revoked(self._issued[name].serial_number, now) for name in names]
+        crl = self._authority.revocation_list(revoked, number=1, now=now)
+        path.write_bytes(crl.public_bytes(serialization.Encoding.PEM))
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        now = dt.datetime.now(dt.UTC)
-        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _DAY)
-            .not_valid_after(now + 30 * _DAY)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(authority, critical=False)
-        )
-
-
-_USAGES = (
-    "digital_signature",
-    "content_commitment",
-    "key_encipherment",
-    "data_encipherment",
-    "key_agreement",
-    "key_cert_sign",
-    "crl_sign",
-    "encipher_only",
-    "decipher_only",
-)
-
-
-def _common_name(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    def _written(self, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> CertificateFiles:
+        files = CertificateFiles(self._folder / f"{name}.crt", self._folder / f"{name}.key")
+        files.certificate.write_bytes(certificate_pem(certificate))
+        files.key.write_bytes(key_pem(key))
+        files.key.chmod(0o600)
+        return files
 
 
 class GuardedBroker:
