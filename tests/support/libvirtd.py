@@ -102,6 +102,7 @@ class Libvirtd:
     def kill(self) -> None:
         """SIGKILL to libvirtd alone: the machines go on."""
         if self._libvirtd is not None and self._libvirtd.running:
+            self.thaw()
             self._signal(signal.SIGKILL)
             self._libvirtd.wait()
 
@@ -112,6 +113,8 @@ class Libvirtd:
     def thaw(self) -> None:
         """Let it go on."""
         self._signal(signal.SIGCONT)
+        if self._libvirtd is not None:
+            self._libvirtd.signal(signal.SIGCONT)  # nsenter stopped with it
 
     def virsh(self, *words: str | Path) -> str:
         """Run virsh there, and give what it prints. Raises AssertionError with what it says where it fails."""
