@@ -93,10 +93,15 @@ class Asked(TypedDict, total=False):
 
 
 class Host:
-    """A host with one pool. ``transfer`` and ``policy`` are settings over those that make tests fast."""
+    """A host with one pool. ``transfer``, ``policy`` and ``inspector`` are settings over those that make tests fast."""
 
     def __init__(
-        self, folder: Path, *, transfer: Mapping[str, object] | None = None, policy: Mapping[str, object] | None = None
+        self,
+        folder: Path,
+        *,
+        transfer: Mapping[str, object] | None = None,
+        policy: Mapping[str, object] | None = None,
+        inspector: Mapping[str, object] | None = None,
     ) -> None:
         self.pool = folder / "pool"
         self.pool.mkdir(parents=True, exist_ok=True)
@@ -108,6 +113,7 @@ class Host:
                 "host": "kvm01",
                 "transfer": {"stall_timeout_s": STALL_S, "connect_timeout_s": 2.0, **(transfer or {})},
                 "policy": {**(policy or {})},
+                "inspector": {**(inspector or {})},
             }
         )
 
