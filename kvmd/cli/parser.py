@@ -34,6 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_probe(commands)
     _add_inspect(commands)
     _add_config(commands)
+    _add(
+        commands,
+        "inspector",
+        text="look at one image with qemu-img, for kvmd-inspector.socket; standard input is the socket",
+        module="inspector",
+    )
     return parser
 
 
