@@ -34,8 +34,9 @@ class Deliveries:
         self._open: dict[str, _Delivery] = {}
 
     def add(self, stored: Stored, event: Event, *, answered: Iterable[str] = (), now: float) -> None:
-        """Follow an event that was published just now; one that is followed already keeps its schedule."""
+        """Follow an event that was published just now; one that is followed already keeps its schedule, not its bytes."""
         delivery = self._open.setdefault(stored.id, _Delivery(stored, event, next_send=now + self._delay_s(0)))
+        delivery.stored = stored
         delivery.answered.update(answered)
 
     def keep_only(self, ids: set[str]) -> None:

@@ -11,7 +11,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from controller import log
-from controller.commands import broker_config, command, deploy, events, lab, register, serve, show, watch
+from controller.commands import (
+    broker_config,
+    command,
+    deploy,
+    enroll,
+    events,
+    keys,
+    lab,
+    register,
+    serve,
+    show,
+    sign,
+    watch,
+)
 from controller.commands.invocation import Invocation, add_common
 from controller.config import load
 from controller.errors import ControlError
@@ -19,7 +32,7 @@ from controller.output import Output
 from kvmwire import __version__
 from kvmwire.codes import Exit, FailureCode
 
-_MODULES = (register, deploy, command, show, watch, events, serve, lab, broker_config)
+_MODULES = (register, deploy, command, show, watch, events, serve, lab, keys, enroll, sign, broker_config)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,17 @@ class Registry:
             db.executemany(
                 "INSERT OR IGNORE INTO receipt SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM event WHERE id = ?)", rows
             )
+
+    def replace_payloads(self, payloads: Mapping[str, bytes]) -> None:
+        """Keep other bytes for events, by id, whose content has stayed the same: they were signed anew."""
+        with self._transaction() as db:
+            db.executemany("UPDATE event SET payload = ? WHERE id = ?", [(p, i) for i, p in payloads.items()])
+
+    def topics_under(self, start: str) -> set[str]:
+        """Give the topics that begin so and that anything was ever published on, as far as it is remembered."""
+        with self._transaction() as db:
+            rows = db.execute("SELECT DISTINCT topic FROM event WHERE substr(topic, 1, ?) = ?", (len(start), start))
+            return {topic for (topic,) in rows}
 
     def retained(self) -> list[Stored]:
         """Give what has to be retained at the broker: the newest event of each topic."""

@@ -14,20 +14,26 @@ PRIVATE, PUBLIC, FOLDER = 0o600, 0o644, 0o700
 
 def write(path: Path, content: bytes, *, mode: int = PRIVATE) -> None:
     """Replace a file in one step that a crash cannot halve; what root writes belongs to the owner of the folder."""
-    with staged(path, content, mode=mode) as finish:
+    with staged(path, content, mode=mode, owner_of=path.parent) as finish:
         finish()
 
 
 @contextlib.contextmanager
-def staged(path: Path, content: bytes, *, mode: int = PRIVATE) -> Generator[Staged, None, None]:
-    """Write the file beside its place; calling what is given puts it there. Without the call nothing is left."""
+def staged(
+    path: Path, content: bytes, *, mode: int = PRIVATE, owner_of: Path | None = None
+) -> Generator[Staged, None, None]:
+    """Write the file beside its place; calling what is given puts it there. Without the call nothing is left.
+
+    What root writes is given to the owner of the folder ``owner_of``.
+    """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             os.fchmod(file.fileno(), mode)
-            _give_to_owner(path.parent, file.fileno())
+            if owner_of is not None:
+                _give_to_owner(owner_of, file.fileno())
             file.flush()
             os.fsync(file.fileno())
         yield Staged(temporary, path)

@@ -12,10 +12,11 @@ from typing import Annotated, Self, TypeVar
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict
 
+from controller.errors import UsageError
 from controller.keys.authority import Revoked
 from kvmwire.events import Labels
 from kvmwire.names import Name
-from kvmwire.trust import TrustedKey, TrustList, keyid_of
+from kvmwire.trust import MAX_KEYS, TrustedKey, TrustList, keyid_of
 
 VERSION = 1
 _KEY_SIZE = 32
@@ -124,9 +125,21 @@ class FleetRegister(_Record):
         return self.model_copy(update={"publishers": _replaced(self.publishers, publisher, lambda one: one.name)})
 
     def with_trust(self, keys: Iterable[TrustedKey], now: datetime) -> Self:
-        """Give the keys that count from now on, in a new generation."""
+        """Give the keys that count from now on, in a new generation. Raises UsageError for more than hosts take.
+
+        Dead keys, the oldest first, make room for others: an unknown key is refused just like a revoked one.
+        """
+        kept = list(keys)
+        dead = [key for key in kept if key.is_revoked or (key.not_after is not None and key.not_after < now)]
+        for key in dead[: max(0, len(kept) - MAX_KEYS)]:
+            kept.remove(key)
+        if len(kept) > MAX_KEYS:
+            raise UsageError(
+                f"keys: {len(kept)} keys would count, hosts take at most {MAX_KEYS}; nothing was changed.",
+                hint="Revoke a publisher who is needed no more: kvmctl keys revoke NAME",
+            )
         generation = max(int(now.timestamp() * 1000), self.trust.generation + 1)
-        return self.model_copy(update={"trust": TrustList(generation=generation, keys=tuple(keys))})
+        return self.model_copy(update={"trust": TrustList(generation=generation, keys=tuple(kept))})
 
     def with_key(self, key: TrustedKey, now: datetime) -> Self:
         """Add a key to the list, or put it in the place of the same key."""
