@@ -96,10 +96,11 @@ def _identities(args: argparse.Namespace, fleet: FleetKeys | None) -> Identities
     """Give the fleet's hosts and publishers but for revoked ones, and those that the person named. Raises UsageError."""
     enrolled = fleet.register if fleet else None
     hosts, publishers = (enrolled.hosts, enrolled.publishers) if enrolled else ((), ())
-    revoked = {one.name for one in (*hosts, *publishers) if one.is_revoked} & {*args.host, *args.publisher}
-    if revoked:
+    revoked = {one.name for one in hosts if one.is_revoked} | {one.name for one in publishers if one.is_revoked}
+    unwanted = revoked & {*args.host, *args.publisher}
+    if unwanted:
         raise UsageError(
-            f"broker-config: {', '.join(sorted(revoked))}: revoked in the fleet; nothing was written.",
+            f"broker-config: {', '.join(sorted(unwanted))}: revoked in the fleet; nothing was written.",
             hint="Enrol the host again, or leave the name out.",
         )
     return Identities(
