@@ -199,7 +199,7 @@ def _expected_network(text: str) -> str:
 SettingName = Annotated[str, AfterValidator(_name)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 KeyPath = Annotated[Annotated[Path, AfterValidator(_key_file)] | None, BeforeValidator(_optional)]
-"""A file with a secret: see KeyFiles."""
+"""A file with a secret, or one that belongs to it: see KeyFiles."""
 OptionalPath = Annotated[AbsolutePath | None, BeforeValidator(_optional)]
 Size = Annotated[int, Field(ge=0, le=_MAX_SIZE), BeforeValidator(_size)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]

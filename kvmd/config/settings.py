@@ -64,10 +64,10 @@ class MqttSettings(Section):
     url: BrokerUrl = Field(
         default="mqtt://127.0.0.1:1883", description="mqtt://host:port, or mqtts://host:port for TLS"
     )
-    ca: OptionalPath = Field(
+    ca: KeyPath = Field(
         default=None, description="PEM file of the CAs that may sign the broker's certificate; empty: the system's"
     )
-    cert: OptionalPath = Field(default=None, description="PEM file of the client certificate and its chain")
+    cert: KeyPath = Field(default=None, description="PEM file of the client certificate and its chain")
     key: KeyPath = Field(
         default=None, description="PEM file of the client certificate's private key, such as keys/mqtt.key"
     )
