@@ -7,10 +7,21 @@ from dataclasses import dataclass
 
 from kvmwire.codec import EventRefusedError, decode_event, decode_status
 from kvmwire.codes import WireError
-from kvmwire.events import CommandData, DeployData, Ensure, Event, RegisterData
-from kvmwire.status import HostState, HostStatus, ProbeStatus, Progress, Receipt, ReplicaStatus, Status
+from kvmwire.events import CommandData, CredentialData, DeployData, Ensure, Event, RegisterData
+from kvmwire.status import (
+    CredentialStatus,
+    HostState,
+    HostStatus,
+    ProbeStatus,
+    Progress,
+    Receipt,
+    ReplicaStatus,
+    Status,
+)
 from kvmwire.topics import (
     CommandTopic,
+    CredentialStatusTopic,
+    CredentialTopic,
     DeployTopic,
     EventTopic,
     HostTopic,
@@ -70,7 +81,7 @@ class Deployment:
 
 
 class Fleet:
-    """What is known of hosts, templates, deployments, replicas and probes. Only ``take`` and ``forget_events`` change it.
+    """What is known of hosts, templates, deployments, replicas, probes and credentials. Only ``take`` and ``forget_events`` change it.
 
     Of two events on one topic the higher generation stays, of two statuses the one that came last. Whatever comes on
     different topics may come in any order.
@@ -84,15 +95,18 @@ class Fleet:
         self.probes: dict[ProbeTopic, ProbeStatus] = {}
         self.replicas: dict[ReplicaTopic, ReplicaStatus] = {}
         self.progress: dict[ProgressTopic, Progress] = {}
+        self.credentials: dict[CredentialStatusTopic, CredentialStatus] = {}
 
     def take(self, text: str, payload: bytes) -> Change | None:
         """Fold one message; None where it changes nothing or is not readable as a status. Never raises."""
         match self.topics.parse(text):
             case None | CommandTopic():
                 return None
-            case RegisterTopic() | DeployTopic() as topic:
+            case RegisterTopic() | DeployTopic() | CredentialTopic() as topic:
                 return self._take_event(topic, payload)
-            case HostTopic() | ProbeTopic() | ReplicaTopic() | ProgressTopic() | ReceiptTopic() as topic:
+            case (
+                HostTopic() | ProbeTopic() | ReplicaTopic() | ProgressTopic() | ReceiptTopic() | CredentialStatusTopic()
+            ) as topic:
                 return self._take_status(topic, payload)
             case _:
                 return None
@@ -154,6 +168,8 @@ class Fleet:
                 return frozenset(host for host in self.hosts if data.selects(host, self._labels(host)))
             case CommandTopic(host=str(host)), CommandData():
                 return frozenset([host])
+            case CredentialTopic(host=str(host)), CredentialData():
+                return frozenset([host])
             case _:
                 return frozenset(self.hosts)
 
@@ -169,11 +185,23 @@ class Fleet:
         events = (d.event.generation or 0 for d in self.deployments(template, pool))
         return max([0, *(status.generation for status in statuses), *events])
 
+    def generation_of_credential(self, name: str) -> int:
+        """Give the highest generation known of a credential, on any host; 0 for none."""
+        statuses = (s.generation for t, s in self.credentials.items() if t.credential == name)
+        events = (
+            seen.event.generation or 0
+            for topic, seen in self.events.items()
+            if isinstance(topic, CredentialTopic) and topic.name == name
+        )
+        return max([0, *statuses, *events])
+
     def _labels(self, host: str) -> dict[str, str]:
         status = self.hosts.get(host)
         return status.labels if status else {}
 
-    def _take_event(self, topic: RegisterTopic | DeployTopic, payload: bytes) -> EventChange | Overwritten | None:
+    def _take_event(
+        self, topic: RegisterTopic | DeployTopic | CredentialTopic, payload: bytes
+    ) -> EventChange | Overwritten | None:
         if not payload:
             self.unreadable.pop(topic, None)
             return EventChange(topic, None) if self.events.pop(topic, None) else None
@@ -209,6 +237,8 @@ class Fleet:
                     self.progress.pop(ProgressTopic(host, pool, template), None)
             case ProgressTopic(), Progress():
                 self.progress[topic] = status
+            case CredentialStatusTopic(), CredentialStatus():
+                self.credentials[topic] = status
             case ReceiptTopic(), Receipt():
                 pass  # receipts belong to whoever asked, and to the registry
             case _:
@@ -223,6 +253,8 @@ class Fleet:
                 return self.probes.pop(topic, None) is not None
             case ReplicaTopic():
                 return self.replicas.pop(topic, None) is not None
+            case CredentialStatusTopic():
+                return self.credentials.pop(topic, None) is not None
             case _:
                 return False
 

@@ -29,7 +29,7 @@ from controller.supervise import beside
 from kvmwire.codec import EventRefusedError, decode_event
 from kvmwire.events import Event
 from kvmwire.status import HostState, HostStatus, Receipt
-from kvmwire.topics import CommandTopic, DeployTopic, EventTopic, HostTopic, RegisterTopic
+from kvmwire.topics import CommandTopic, CredentialTopic, DeployTopic, EventTopic, HostTopic, RegisterTopic
 
 _TICK_S = 0.25
 _MAX_WAITING = 100_000
@@ -47,7 +47,9 @@ async def serve(settings: Settings, notifier: Notifier) -> None:
         server = _Server(settings, archive, notifier)
         # A registry that cannot be used is told at the start, not in the middle of the work.
         await archive.call(lambda registry: registry.prune(time.time()))
-        subscriptions = server.topics.host_filters() + server.topics.wanted_filters() + server.topics.receipt_filters()
+        topics = server.topics
+        events = topics.wanted_filters() + topics.credential_filters()
+        subscriptions = topics.host_filters() + events + topics.receipt_filters()
         async with open_link(
             settings.mqtt, filters=subscriptions, take=server.take, connecting=server.connecting, is_patient=True
         ) as link:
@@ -170,7 +172,7 @@ class _Server:
         kept = await self._archive.call(Registry.retained)
         for stored in kept:
             topic = self.topics.parse(stored.topic)
-            if not isinstance(topic, RegisterTopic | DeployTopic) or topic in self._fleet.unreadable:
+            if not isinstance(topic, RegisterTopic | DeployTopic | CredentialTopic) or topic in self._fleet.unreadable:
                 continue
             at_broker = self._fleet.events.get(topic)
             if at_broker is not None and not _is_behind(at_broker.event, stored):
@@ -223,7 +225,7 @@ class _Server:
 
     def _decoded(self, stored: Stored) -> Event | None:
         topic = self.topics.parse(stored.topic)
-        if not isinstance(topic, RegisterTopic | DeployTopic | CommandTopic):
+        if not isinstance(topic, RegisterTopic | DeployTopic | CredentialTopic | CommandTopic):
             return None  # of another prefix, which was used before
         try:
             return decode_event(self.topics, topic, stored.payload)

@@ -179,7 +179,11 @@ class Topics:
     def credential_filters(self, credential: str = "+") -> tuple[str, ...]:
         """Name what is handed out under a credential's name, or under any: as published, and what became of it on the hosts."""
         handed_out = (f"{self.prefix}/credential/all/{credential}", f"{self.prefix}/credential/host/+/{credential}")
-        return (*handed_out, f"{self.prefix}/status/+/credential/{credential}")
+        return (*handed_out, *self.credential_status_filters(credential))
+
+    def credential_status_filters(self, credential: str = "+") -> tuple[str, ...]:
+        """Name what became of a credential, or of any, on the hosts."""
+        return (f"{self.prefix}/status/+/credential/{credential}",)
 
     def retained_filters(self) -> tuple[str, ...]:
         """Name all that is retained of hosts, events, probes and replicas."""

@@ -14,13 +14,38 @@ from controller.fleet import Change, EventChange, Fleet, StatusChange
 from controller.output import Output
 from controller.session import Session, open_session
 from kvmwire.codes import Exit
-from kvmwire.status import HostStatus, ProbeStatus, Progress, Receipt, ReplicaStatus
-from kvmwire.topics import DeployTopic, HostTopic, ProbeTopic, ProgressTopic, RegisterTopic, ReplicaTopic
+from kvmwire.status import CredentialStatus, HostStatus, ProbeStatus, Progress, Receipt, ReplicaStatus
+from kvmwire.topics import (
+    CommandTopic,
+    CredentialStatusTopic,
+    CredentialTopic,
+    DeployTopic,
+    EventTopic,
+    HostTopic,
+    ProbeTopic,
+    ProgressTopic,
+    RegisterTopic,
+    ReplicaTopic,
+)
 
 _REFRESH_S = 0.25
 _OTHER_LINES = 8  # titles, heads and the lines between
 _FEWEST_LINES = 5
-_TOLD = ("kind", "host", "pool", "topic", "template", "state", "verdict", "outcome", "done", "size", "code", "message")
+_TOLD = (
+    "kind",
+    "host",
+    "pool",
+    "topic",
+    "template",
+    "credential",
+    "state",
+    "verdict",
+    "outcome",
+    "done",
+    "size",
+    "code",
+    "message",
+)
 
 
 def add(parsers: Parsers) -> None:
@@ -35,7 +60,7 @@ async def watch(invocation: Invocation) -> Exit:
     """Show changes until interrupted."""
     template: str | None = invocation.arguments.name
     topics = invocation.settings.mqtt.topics
-    wanted = topics.retained_filters() + topics.progress_filters()
+    wanted = topics.retained_filters() + topics.progress_filters() + topics.credential_status_filters()
     async with open_session(invocation.settings, wanted) as session:
         if invocation.output.is_json or not invocation.output.is_terminal:
             await follow(session, invocation.output, template=template)
@@ -98,15 +123,15 @@ def change_row(fleet: Fleet, change: Change, template: str | None) -> views.Row 
         ):
             return None
         case EventChange(topic=topic, seen=seen):
-            kind = "deploy" if isinstance(topic, DeployTopic) else "register"
             event = seen.event if seen else None
-            data = event.data.model_dump(mode="json", include={"template", "ensure", "pool"}) if event else {}
+            fields = {"template", "ensure", "pool", "credential"}  # and nothing that is sealed
+            data = event.data.model_dump(mode="json", include=fields) if event else {}
             if isinstance(data.get("template"), dict):
                 data["template"] = data["template"]["template"]
             if template not in {None, data.get("template")}:
                 return None
             generation = event.generation if event else None
-            return {"kind": kind, "topic": fleet.topics.build(topic), "generation": generation, **data}
+            return {"kind": _kind(topic), "topic": fleet.topics.build(topic), "generation": generation, **data}
         case StatusChange(topic=topic, value=None):
             return {"kind": "cleared", "topic": fleet.topics.build(topic)}
         case StatusChange(topic=HostTopic(), value=HostStatus() as status):
@@ -123,7 +148,21 @@ def change_row(fleet: Fleet, change: Change, template: str | None) -> views.Row 
                 "template": about,
                 **figures.model_dump(mode="json"),
             }
+        case StatusChange(topic=CredentialStatusTopic(host=host), value=CredentialStatus() as status) if not template:
+            return {"kind": "credential_status", "host": host, **status.model_dump(mode="json")}
         case StatusChange(value=Receipt() as receipt):
             return views.receipt_row(receipt)
         case _:
             return None
+
+
+def _kind(topic: EventTopic) -> str:
+    match topic:
+        case RegisterTopic():
+            return "register"
+        case DeployTopic():
+            return "deploy"
+        case CredentialTopic():
+            return "credential"
+        case CommandTopic():
+            return "command"
