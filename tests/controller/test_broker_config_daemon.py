@@ -62,3 +62,14 @@ async def test_a_deployment_becomes_ready_and_a_killed_host_is_told_of(
 
         await host.kill()
         await watch.host("offline", host=HOST)
+
+
+async def test_kvmctl_with_a_hosts_certificate_is_told_that_it_may_not(guarded: GuardedBroker, tmp_path: Path) -> None:
+    """With MQTT 3.1.1 mosquitto acknowledges what it throws away, which is why kvmctl tries 5 first."""
+    env = {f"KVMCTL_MQTT_{key.upper()}": value for key, value in mqtt(guarded, HOST).items()}
+    kvmctl = Kvmctl(guarded.url, tmp_path / "host", **{**env, "KVMCTL_MQTT_VERSION": "auto"})
+
+    done = await kvmctl.run("register", "deb12", "http://origin.test/deb12.qcow2")
+
+    assert done.code != 0
+    assert "access list" in done.stderr
