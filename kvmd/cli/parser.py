@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_probe(commands)
     _add_inspect(commands)
     _add_config(commands)
+    _add_enroll(commands)
     _add(
         commands,
         "inspector",
@@ -97,6 +98,33 @@ def _add_config(commands: Commands) -> None:
     parser = _add(commands, "config", text="show the effective settings and where each came from", module="config")
     parser.add_argument("--check", action="store_true", help="also look at the files and folders that they name")
     _add_config_file(parser)
+    _add_json(parser)
+
+
+def _add_enroll(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "enroll",
+        text="let this host join a fleet: install a bundle, or make a request for one",
+        module="enroll",
+    )
+    parser.add_argument(
+        "bundle", nargs="?", metavar="BUNDLE", type=Path, help="what `kvmctl enroll` wrote: a tar or a folder"
+    )
+    parser.add_argument(
+        "--request", action="store_true", help="make the keys here, and a request for `kvmctl enroll --sign`"
+    )
+    parser.add_argument("--host", metavar="NAME", help="with --request: name of this host (default: the machine's)")
+    parser.add_argument(
+        "--into",
+        metavar="DIR",
+        type=Path,
+        default=Path("/etc/kvmd"),
+        help="folder of the settings (default: /etc/kvmd)",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="also over newer files, other settings, keys in use, or another host's"
+    )
     _add_json(parser)
 
 
