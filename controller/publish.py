@@ -9,7 +9,12 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
+from controller.archive import Archive
+from controller.broker import Link
+from controller.config import Settings
+from controller.delivery import Deliveries
 from controller.errors import ControlError
 from controller.fleet import Fleet
 from controller.keys.signer import Signer
@@ -23,6 +28,35 @@ from kvmwire.topics import CommandTopic, DeployTopic, EventTopic, RegisterTopic,
 
 COMMAND_LIFE = timedelta(hours=1)
 _PUBLISH_TIMEOUT_S = 30.0
+
+
+class Sender(Protocol):
+    """What events are published through: a command's session, or the long-running controller."""
+
+    @property
+    def settings(self) -> Settings:
+        """Tells what signs them."""
+        ...
+
+    @property
+    def fleet(self) -> Fleet:
+        """Tells whom they are meant for."""
+        ...
+
+    @property
+    def archive(self) -> Archive:
+        """Keeps them before they are sent."""
+        ...
+
+    @property
+    def deliveries(self) -> Deliveries:
+        """Follows them."""
+        ...
+
+    @property
+    def link(self) -> Link:
+        """Sends them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +169,10 @@ def known_template(fleet: Fleet, name: str) -> RegisterData:
     )
 
 
-async def publish(session: Session, events: Iterable[Event]) -> list[Sent]:
+async def publish(sender: Sender, events: Iterable[Event]) -> list[Sent]:
     """Sign, store, publish and follow events. Returns when the broker has acknowledged the last."""
-    signer = await asyncio.to_thread(Signer.of, session.settings)
-    return [await publish_one(session, event, signer) for event in events]
+    signer = await asyncio.to_thread(Signer.of, sender.settings)
+    return [await publish_one(sender, event, signer) for event in events]
 
 
 async def known_generation(session: Session, topics: Iterable[EventTopic]) -> int:
@@ -147,14 +181,14 @@ async def known_generation(session: Session, topics: Iterable[EventTopic]) -> in
     return await session.archive.call(lambda registry: registry.generation(texts))
 
 
-async def publish_one(session: Session, event: Event, signer: Signer) -> Sent:
+async def publish_one(sender: Sender, event: Event, signer: Signer) -> Sent:
     """Sign, store, publish and follow one event."""
     try:
-        payload = signer.sign(encode_event(session.topics, event))
+        payload = signer.sign(encode_event(sender.fleet.topics, event))
     except WireError as exc:
         raise ControlError.of(exc) from exc
-    topic = session.topics.build(event.topic)
-    hosts = session.fleet.audience(event)
+    topic = sender.fleet.topics.build(event.topic)
+    hosts = sender.fleet.audience(event)
     stored = Stored(
         id=event.id,
         topic=topic,
@@ -165,11 +199,11 @@ async def publish_one(session: Session, event: Event, signer: Signer) -> Sent:
         created=time.time(),
         expires=event.expires.timestamp() if event.expires else None,
     )
-    await session.archive.call(lambda registry: registry.store(stored, hosts))
-    session.deliveries.add(stored, event, now=time.monotonic())
+    await sender.archive.call(lambda registry: registry.store(stored, hosts))
+    sender.deliveries.add(stored, event, now=time.monotonic())
     try:
         async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
-            await session.link.publish(topic, payload, is_retained=stored.is_retained)
+            await sender.link.publish(topic, payload, is_retained=stored.is_retained)
     except TimeoutError as exc:
         raise ControlError(
             f"event {event.id} was stored, but the broker did not acknowledge it within {_PUBLISH_TIMEOUT_S:g} s.",
