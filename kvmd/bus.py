@@ -36,9 +36,12 @@ PUBLISH_WINDOW = 20
 """Publications awaiting their acknowledgement at once; mosquitto's own window is 20 too."""
 MAX_BEHIND = 32
 """Messages of one topic that wait while there is a connection; without one only the newest is kept."""
-MAX_UNREAD = 10_000
-"""Messages held unread; a broker that sends more without acknowledgements loses the connection instead of our memory."""
-MAX_UNREAD_BYTES = 64 * 1024 * 1024
+MAX_UNREAD = 200
+"""Messages held unread before the socket is not read any more: a flood waits at the broker, not in our memory.
+
+Acknowledgements of what we publish wait with it. Taking in 200 events, each synced to a slow disk in 20 ms, stays below their timeout.
+"""
+MAX_UNREAD_BYTES = 4 * 1024 * 1024
 _ANSWER_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5.0
 _FAREWELL_S = 2.0
@@ -49,13 +52,17 @@ _UNSUPPORTED_VERSION = {1, 132}
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """Where the broker is and who we are. ``version`` is auto, 5 or 3.1.1; auto tries 5 first."""
+    """Where the broker is and who we are. ``version`` is auto, 5 or 3.1.1; auto tries 5 first.
+
+    ``own_status`` is the topic by which we see whether what we publish arrives.
+    """
 
     host: str
     port: int
     identifier: str
     topics: Topics
     filters: tuple[str, ...]
+    own_status: str
     will: Message
     tls: ssl.SSLContext | None = None
     username: str = ""
@@ -73,7 +80,8 @@ class _Client(aiomqtt.Client):
         super().__init__(*arguments, **options)
         self._on_refused = on_refused
         self.inbox: asyncio.Queue[paho.MQTTMessage | None] = asyncio.Queue()
-        self.unread_bytes = 0
+        self._unread_bytes = 0
+        self._is_paused = False
         self.pending_calls_threshold = 10 * PUBLISH_WINDOW
         self._client.manual_ack_set(True)
         self._client.connect_timeout = _CONNECT_TIMEOUT_S
@@ -105,12 +113,37 @@ class _Client(aiomqtt.Client):
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         del client, userdata
-        self.unread_bytes += len(message.payload)
-        if self.inbox.qsize() > MAX_UNREAD or self.unread_bytes > MAX_UNREAD_BYTES:
-            log.error("connection dropped: the broker sends faster than events can be taken", unread=self.inbox.qsize())
-            self._client.disconnect()
-            return
+        self._unread_bytes += len(message.payload)
         self.inbox.put_nowait(message)
+        socket = self._client.socket()
+        if socket is not None and (self.inbox.qsize() >= MAX_UNREAD or self._unread_bytes >= MAX_UNREAD_BYTES):
+            self._is_paused = True
+            self._loop.remove_reader(socket.fileno())
+
+    def taken(self, message: paho.MQTTMessage) -> None:
+        """Make room for others; goes on reading where that had to stop."""
+        self._unread_bytes -= len(message.payload)
+        socket = self._client.socket()
+        if not self._is_paused or socket is None or socket.fileno() < 0:
+            return
+        if self.inbox.qsize() <= MAX_UNREAD // 4 and self._unread_bytes <= MAX_UNREAD_BYTES // 4:
+            self._is_paused = False
+            self._loop.add_reader(socket.fileno(), self._read)
+            self._read()  # TLS may hold decrypted bytes that the socket does not tell of
+
+    def _read(self) -> None:
+        """Read as aiomqtt does: a packet, and what TLS has decrypted already."""
+        try:
+            self._client.loop_read()
+            while not self._is_paused and self._pending():
+                self._client.loop_read()
+        except Exception as exc:  # noqa: BLE001 - as aiomqtt: it ends the connection, whatever it is
+            if not self._disconnected.done():
+                self._disconnected.set_exception(exc)
+
+    def _pending(self) -> int:
+        socket = self._client.socket()
+        return socket.pending() if isinstance(socket, ssl.SSLSocket) else 0
 
     def _on_disconnect(
         self, client: paho.Client, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
@@ -148,6 +181,7 @@ class MqttBus:
         self._waiting: dict[str, deque[Message]] = {}
         self._under_way: set[str] = set()
         self._changed = asyncio.Event()
+        self._is_replay_wanted = asyncio.Event()
         self._is_connected = False
 
     @property
@@ -164,6 +198,10 @@ class MqttBus:
             queue.clear()
         queue.append(message)
         self._changed.set()
+
+    def replay(self) -> None:
+        """See the port."""
+        self._is_replay_wanted.set()
 
     async def flush(self) -> None:
         """See the port."""
@@ -198,6 +236,7 @@ class MqttBus:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._write(client))
                     await self._subscribe(client)
+                    group.create_task(self._replay(client))
                     log.info(
                         "broker connected",
                         broker=f"{self._settings.host}:{self._settings.port}",
@@ -263,11 +302,21 @@ class MqttBus:
             **options,
         )
 
+    async def _replay(self, client: _Client) -> None:
+        """Subscribe anew whenever that is wanted: the broker then sends once more what it retains."""
+        while True:
+            await self._is_replay_wanted.wait()
+            self._is_replay_wanted.clear()
+            await self._subscribe(client)
+
     async def _subscribe(self, client: _Client) -> None:
-        granted = await client.subscribe([(one, 1) for one in self._settings.filters])
+        filters = (*self._settings.filters, self._settings.own_status)
+        granted = await client.subscribe([(one, 1) for one in filters])
         codes = [getattr(code, "value", code) for code in granted]
-        refused = [one for one, code in zip(self._settings.filters, codes, strict=True) if code >= 0x80]  # noqa: PLR2004 - failures
-        if refused:
+        refused = [one for one, code in zip(filters, codes, strict=True) if code >= 0x80]  # noqa: PLR2004 - failures
+        if refused == [self._settings.own_status]:
+            log.warning("the broker does not let this host read its own status: a denied publication may go unnoticed")
+        elif refused:
             raise BrokerError(
                 f"the broker refused the subscription to {', '.join(refused)}; no events would arrive.",
                 hint="Allow this host to read these topics in the broker's access list.",
@@ -281,8 +330,8 @@ class MqttBus:
                 log.warning("message on an unknown topic", topic=str(message.topic))
             else:
                 await inbox(Delivery(topic, bytes(message.payload), message.retain, message.dup))
-            client.unread_bytes -= len(message.payload)
             client.acknowledge(message)
+            client.taken(message)
         raise aiomqtt.MqttError("the connection was closed")
 
     async def _write(self, client: _Client) -> None:

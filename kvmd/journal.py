@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from kvmd.core.desired import Desired, HostRecord, ProbeRecord, Recorded, Replica, TemplateRecord
+from kvmd.core.desired import CredentialRecord, Desired, HostRecord, ProbeRecord, Recorded, Replica, TemplateRecord
 from kvmd.errors import StoreIoError
 from kvmd.log import get_logger
 from kvmwire.status import Receipt
@@ -25,7 +25,7 @@ log = get_logger(__name__)
 FILE = "journal.db"
 KEPT_RECEIPTS = 5000
 """Receipts kept to recognise repeated events by their id; older ones are still recognised by generation and content."""
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE receipt (event TEXT PRIMARY KEY, sequence INTEGER NOT NULL, unsent INTEGER NOT NULL, document TEXT NOT NULL) STRICT;
 CREATE INDEX receipt_sequence ON receipt (sequence);
@@ -34,12 +34,15 @@ CREATE TABLE desired (pool TEXT NOT NULL, template TEXT NOT NULL, document TEXT 
 CREATE TABLE replica (pool TEXT NOT NULL, template TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (pool, template)) STRICT;
 CREATE TABLE probe (template TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;
 """
+_CREDENTIALS = "CREATE TABLE credential (name TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;"
+"""Came with version 2."""
 T = TypeVar("T")
 _RECEIPT = TypeAdapter(Receipt)
 _TEMPLATE = TypeAdapter(TemplateRecord)
 _DESIRED = TypeAdapter(Desired)
 _REPLICA = TypeAdapter(Replica)
 _PROBE = TypeAdapter(ProbeRecord)
+_CREDENTIAL = TypeAdapter(CredentialRecord)
 
 
 class SqliteJournal:
@@ -108,6 +111,8 @@ class SqliteJournal:
                     database.execute("DELETE FROM probe WHERE template = ?", (template.data.template,))
             for desired in event.desired:
                 database.execute(_PUT["desired"], (*desired.key, _text(_DESIRED, desired)))
+            for credential in event.credentials:
+                database.execute(_PUT["credential"], (credential.name, _text(_CREDENTIAL, credential)))
             database.execute(_PRUNE, (KEPT_RECEIPTS,))
 
 
@@ -119,6 +124,7 @@ _PUT = {
     "desired": "INSERT OR REPLACE INTO desired (pool, template, document) VALUES (?, ?, ?)",
     "replica": "INSERT OR REPLACE INTO replica (pool, template, document) VALUES (?, ?, ?)",
     "probe": "INSERT OR REPLACE INTO probe (template, document) VALUES (?, ?)",
+    "credential": "INSERT OR REPLACE INTO credential (name, document) VALUES (?, ?)",
 }
 
 
@@ -133,6 +139,7 @@ def _load(database: sqlite3.Connection) -> HostRecord:
     record.desired = {one.key: one for one in _documents(database, "desired", _DESIRED)}
     record.replicas = {one.key: one for one in _documents(database, "replica", _REPLICA)}
     record.probes = {one.status.template: one for one in _documents(database, "probe", _PROBE)}
+    record.credentials = {one.name: one for one in _documents(database, "credential", _CREDENTIAL)}
     return record
 
 
@@ -168,7 +175,9 @@ def _open_sound(path: Path) -> sqlite3.Connection:
         (version,) = database.execute("PRAGMA user_version").fetchone()
         (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if version == 0 and tables == 0:
-            database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+            database.executescript(f"BEGIN; {_SCHEMA} {_CREDENTIALS} PRAGMA user_version = {_VERSION}; COMMIT;")
+        elif version == 1:
+            database.executescript(f"BEGIN; {_CREDENTIALS} PRAGMA user_version = {_VERSION}; COMMIT;")
         elif version != _VERSION:
             raise sqlite3.DatabaseError(f"version {version}, expected {_VERSION}")
         (answer,) = database.execute("PRAGMA quick_check(1)").fetchone()

@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import Protocol
 
 from kvmd.core.checkpoint import Checkpoint
+from kvmd.core.compression import Bounds, Compression
 from kvmd.core.desired import HostRecord, ProbeRecord, Recorded, Replica
 from kvmd.core.entity import Entity
 from kvmd.core.image import ImageHead
 from kvmd.core.manifest import Manifest
-from kvmd.core.placement import Placement, Stored
+from kvmd.core.placement import Placement, Stored, Unusable
 from kvmd.core.ranges import ByteRange
 from kvmwire.digest import Algorithm, Digest
 from kvmwire.source import Origin, SourceUrl
@@ -130,8 +131,11 @@ class Volume(Protocol):
         """Sync everything written before this call, then journal the checkpoint, whose bytes must all have been written."""
         ...
 
-    async def seal(self, size: int) -> Stored:
-        """Sync, and read back all of it: the digests are of what the disk holds. They followed the writes, so little is left."""
+    async def seal(self, size: int) -> Stored | Unusable:
+        """Sync, and read back all of it: the digests are of what the disk holds. They followed the writes, so little is left.
+
+        Unusable only where the request asks for unpacking.
+        """
         ...
 
     async def open_sealed(self) -> int:
@@ -167,12 +171,25 @@ class Inspector(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Packing:
+    """How what is written is compressed: the volume is its content, known by the digest of this algorithm.
+
+    ``is_hasty``: a write says that the file cannot be unpacked as soon as that is known; else ``seal`` does.
+    """
+
+    compression: Compression
+    bounds: Bounds
+    algorithm: Algorithm
+    is_hasty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeRequest:
     """A partial volume to open: ``key`` tells apart contents that want the same name; ``size`` None where unknown.
 
-    ``algorithms`` are the digests to take, the one to know it by first. ``is_rewritten`` tells that written bytes may turn out
-    wrong and be written again: then only those of a checkpoint are final. ``copy_of`` is a finished volume of the pool with the
-    same content: a fresh partial volume is filled from it.
+    ``algorithms`` are the digests to take of what is written, the one to know it by first. ``is_rewritten`` tells that written
+    bytes may turn out wrong and be written again: then only those of a checkpoint are final. ``copy_of`` is a finished volume of the
+    pool with the same content: a fresh partial volume is filled from it. ``packing``: what is written is compressed.
     """
 
     name: str
@@ -182,6 +199,7 @@ class VolumeRequest:
     is_rewritten: bool = False
     resumes: Callable[[Checkpoint], bool] = field(default=lambda _: False)
     copy_of: Placement | None = None
+    packing: Packing | None = None
 
 
 class Store(Protocol):
@@ -246,6 +264,10 @@ class Bus(Protocol):
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection right now."""
+        ...
+
+    def replay(self) -> None:
+        """Have the broker send once more what it retains, now or after the next connect."""
         ...
 
     async def flush(self) -> None:

@@ -57,6 +57,7 @@ class PoolStatus(StatusModel):
     path: str
     state: PoolState
     capacity: Bytes | None = None
+    allocation: Bytes | None = None
     available: Bytes | None = None
 
 
@@ -91,6 +92,7 @@ class SourceProbe(StatusModel):
     redirect: str | None = None
     format: str | None = None
     virtual_size: Bytes | None = None
+    compression: str | None = Field(default=None, description="how the image is packed; format is what is in it")
     seconds: float
     code: FailureCode | None = None
     message: str = ""

@@ -16,9 +16,11 @@ from kvmd.app.parts import disk_threads, environment_of, inspector_of, keyring_o
 from kvmd.bus import BrokerSettings, MqttBus
 from kvmd.clock import SystemClock
 from kvmd.config import MqttSettings, Settings
+from kvmd.config.trusting import read_sealing_key, read_trust_list
 from kvmd.core.desired import HostRecord
 from kvmd.core.tally import Tally
 from kvmd.daemon.announcer import Announcer, Identity, offline
+from kvmd.daemon.credentials import Credentials, Identification
 from kvmd.daemon.host import Daemon
 from kvmd.daemon.inbox import Inbox
 from kvmd.daemon.prober import Prober
@@ -32,7 +34,10 @@ from kvmd.notify import Notifier
 from kvmd.plugin import TlsFiles
 from kvmd.ports import Sources
 from kvmd.store.directory import DirectoryStore
-from kvmwire.topics import Topics
+from kvmd.store.zeros import Allocation
+from kvmd.vault import Vault
+from kvmwire.topics import HostTopic, Topics
+from kvmwire.trust import TrustList, keyid_of
 
 log = get_logger(__name__)
 
@@ -43,11 +48,11 @@ async def run(settings: Settings, environ: Mapping[str, str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     with _only_one(settings.state_dir), disk_threads(settings) as executor:
-        journal = await SqliteJournal.open(settings.state_dir)
+        journal, vault = await SqliteJournal.open(settings.state_dir), Vault()
         try:
             async with open_sources(settings, environment_of(settings, executor)) as sources:
                 daemon = build_daemon(
-                    settings, await journal.load(), journal, sources, executor, Notifier.from_environ(environ)
+                    settings, await journal.load(), journal, sources, vault, executor, Notifier.from_environ(environ)
                 )
                 async with _metrics_of(daemon, settings):
                     await daemon.run(stopped)
@@ -83,18 +88,29 @@ def build_daemon(
     record: HostRecord,
     journal: SqliteJournal,
     sources: Sources,
+    vault: Vault,
     executor: ThreadPoolExecutor,
     notifier: Notifier,
 ) -> Daemon:
     """Tie one host's parts together; what several hosts in one process may share is given."""
     clock, topics = SystemClock(), Topics(settings.mqtt.prefix)
     stores = {
-        name: DirectoryStore(name, pool.path, executor=executor, is_sparse=pool.sparse)
+        name: DirectoryStore(name, pool.path, executor=executor, allocation=Allocation(pool.allocation))
         for name, pool in settings.pools.items()
     }
-    identity = Identity(settings.host, settings.labels, settings.policy.allowed_protocols, started=clock.now())
+    identification = identification_of(settings)
+    sealing_key = identification.sealing_key
+    identity = Identity(
+        settings.host,
+        settings.labels,
+        settings.policy.allowed_protocols,
+        started=clock.now(),
+        sealing_key=keyid_of(sealing_key.public_key().public_bytes_raw()) if sealing_key else None,
+    )
     tally = Tally()
     bus = MqttBus(broker_settings(settings, identity, topics), clock, on_refused=tally.refused)
+    credentials = Credentials(settings.host, record, identification=identification, vault=vault, on_trust=bus.replay)
+    credentials.restore(clock.now())
     announcer = Announcer(identity, record, bus=bus, journal=journal, stores=stores, tally=tally, clock=clock)
     policy = settings.policy
     rules = Rules(
@@ -123,9 +139,26 @@ def build_daemon(
         prober.wake()
 
     inbox = Inbox(
-        identity, record, topics=topics, journal=journal, announcer=announcer, clock=clock, on_change=on_change
+        identity,
+        record,
+        topics=topics,
+        journal=journal,
+        announcer=announcer,
+        clock=clock,
+        credentials=credentials,
+        on_change=on_change,
     )
     return Daemon(record, tally, bus, inbox, announcer, prober, reconciler, notifier)
+
+
+def identification_of(settings: Settings) -> Identification:
+    """Read what the host was enrolled with. Raises ConfigError."""
+    trust = settings.trust
+    return Identification(
+        requires_signature=settings.policy.require_signature,
+        trust=read_trust_list(trust.keys) if trust.keys is not None else TrustList(),
+        sealing_key=read_sealing_key(trust.sealing_key) if trust.sealing_key is not None else None,
+    )
 
 
 def broker_settings(settings: Settings, identity: Identity, topics: Topics) -> BrokerSettings:
@@ -137,6 +170,7 @@ def broker_settings(settings: Settings, identity: Identity, topics: Topics) -> B
         identifier=f"kvmd-{settings.host.replace('.', ':')}",  # nats-server refuses ids with dots; names have no colons
         topics=topics,
         filters=topics.event_filters(settings.host),
+        own_status=topics.build(HostTopic(settings.host)),
         will=offline(identity),
         tls=_broker_tls(mqtt) if mqtt.address.tls else None,
         username=mqtt.username,

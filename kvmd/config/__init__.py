@@ -12,6 +12,7 @@ from kvmd.config.settings import (
     PolicySettings,
     Settings,
     TransferSettings,
+    TrustSettings,
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PolicySettings",
     "Settings",
     "TransferSettings",
+    "TrustSettings",
     "describe",
     "load",
 ]

@@ -14,7 +14,8 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from kvmd.config.settings import MqttSettings, Settings
+from kvmd.config.settings import MqttSettings, Settings, TrustSettings
+from kvmd.config.trusting import read_sealing_key, read_trust_list
 from kvmd.errors import ConfigError
 
 _MAX_PEM_SIZE = 4 << 20
@@ -33,7 +34,12 @@ class Finding:
 
 def check(settings: Settings, *, now: datetime) -> list[Finding]:
     """Look at everything that the settings name; an empty list says that all is well. ``now`` is aware of its zone."""
-    return [*_check_folders(settings), *_check_password(settings.mqtt), *_check_tls(settings.mqtt, now)]
+    return [
+        *_check_folders(settings),
+        *_check_password(settings.mqtt),
+        *_check_tls(settings.mqtt, now),
+        *_check_trust(settings.trust, now),
+    ]
 
 
 def _check_folders(settings: Settings) -> Iterator[Finding]:
@@ -84,6 +90,24 @@ def _check_tls(mqtt: MqttSettings, now: datetime) -> Iterator[Finding]:
             f"{mqtt.key} is not the key of the first certificate in {mqtt.cert}",
             "Name the key that the certificate was made for; the client's own certificate comes first in its file.",
         )
+
+
+def _check_trust(trust: TrustSettings, now: datetime) -> Iterator[Finding]:
+    if trust.keys is not None:
+        try:
+            listed = read_trust_list(trust.keys)
+        except ConfigError as exc:
+            yield _error("trust.keys", exc.message.partition(": ")[2].rstrip("."), exc.hint)
+        else:
+            if not any(key.is_valid_at(now) and not key.is_revoked for key in listed.keys):
+                yield _error("trust.keys", f"{trust.keys} holds no key that is valid now", "Enroll the host anew.")
+    if trust.sealing_key is not None:
+        try:
+            read_sealing_key(trust.sealing_key)
+        except ConfigError as exc:
+            yield _error("trust.sealing_key", exc.message.partition(": ")[2].rstrip("."), exc.hint)
+        else:
+            yield from _check_secret("trust.sealing_key", trust.sealing_key)
 
 
 def _check_certificates(key: str, path: Path, now: datetime) -> Iterator[Finding]:

@@ -123,7 +123,10 @@ class DirectoryPool(Section):
 
     type: Literal["directory"] = Field(default="directory", description="kind of the pool")
     path: AbsolutePath = Field(description="folder of the volumes")
-    sparse: bool = Field(default=True, description="runs of zeros become holes")
+    allocation: Literal["sparse", "dense", "full"] = Field(
+        default="sparse",
+        description="runs of zeros become holes (sparse), reserved space (dense), or are written (full)",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -158,7 +161,9 @@ class TransferSettings(Section):
 class PolicySettings(Section):
     """What the host accepts, whoever asks for it."""
 
-    require_signature: bool = Field(default=False, description="refuse unsigned events; not supported by this version")
+    require_signature: bool = Field(
+        default=False, description="refuse events that no key of trust.keys has signed; credentials are always signed"
+    )
     require_checksum: bool = Field(
         default=False, description="refuse deployments without a checksum, or one that a key of the keyring signed"
     )
@@ -179,11 +184,20 @@ class PolicySettings(Section):
         default=DENIED_NETWORKS,
         description="networks that are never connected to for a download; replaces the default list",
     )
-    max_size: Size = Field(default=0, description="largest file in bytes; 0: no limit")
+    max_size: Size = Field(default=0, description="largest file in bytes, as it is served and unpacked; 0: no limit")
     max_virtual_size: Size = Field(default=0, description="largest virtual size in bytes; 0: no limit")
     allow_encrypted: bool = Field(default=False, description="accept encrypted images (LUKS, alone or in qcow2)")
     allow_dirty: bool = Field(default=False, description="accept images that were not closed properly")
     allow_snapshots: bool = Field(default=True, description="accept qcow2 images with internal snapshots or bitmaps")
+    decompress: bool = Field(
+        default=True, description="unpack images that are served as gzip, xz, zstd, bzip2 or a zip of one file"
+    )
+    max_compression_ratio: int = Field(
+        default=200,
+        ge=0,
+        le=1_000_000,
+        description="bytes of data, zeros that become holes not counted, that a compressed byte may give; 0: no limit",
+    )
     allowed_protocols: tuple[Protocol, ...] = Field(
         default=("http", "https"), description="protocols of sources, such as http, https, nfs, file, or a plug-in's"
     )
@@ -191,11 +205,17 @@ class PolicySettings(Section):
         default=(), description="folders that file URLs may lead into; the protocol file must be allowed, too"
     )
 
-    @model_validator(mode="after")
-    def _refuse_signatures(self) -> Self:
-        if self.require_signature:
-            raise _unquoted("require_signature = true is not supported by this version, which cannot check signatures")
-        return self
+
+class TrustSettings(Section):
+    """Whom this host believes, and the key that secrets are sealed to; both come with the host's enrolment."""
+
+    keys: KeyPath = Field(
+        default=None, description="TOML file of the signing keys that count, and what each may ask for; empty: none"
+    )
+    sealing_key: KeyPath = Field(
+        default=None,
+        description="PEM file of the X25519 key that credentials for this host are sealed to, such as keys/sealing.key",
+    )
 
 
 class MetricsSettings(Section):
@@ -256,6 +276,7 @@ class Settings(Section):
     )
     transfer: TransferSettings = TransferSettings()
     policy: PolicySettings = PolicySettings()
+    trust: TrustSettings = TrustSettings()
     protocols: dict[Protocol, dict[str, Any]] = Field(
         default_factory=dict,
         description="options of plug-ins, a table [protocols.SCHEME] each, as their documentation says",
@@ -263,6 +284,14 @@ class Settings(Section):
     inspector: InspectorSettings = InspectorSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _knows_keys(self) -> Self:
+        if self.policy.require_signature and self.trust.keys is None:
+            raise _unquoted(
+                "policy.require_signature = true, and no trust.keys: every event would be refused; enroll the host, or name the file"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_pool_a_folder(self) -> Self:

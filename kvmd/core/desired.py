@@ -8,10 +8,12 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, TypeGuard
 
 from kvmd.core.placement import Placement
+from kvmwire.certificates import WARN_BEFORE
 from kvmwire.codec import content_of
 from kvmwire.codes import CODES, FailureCode
-from kvmwire.events import DeployData, Ensure, Event, RegisterData
-from kvmwire.status import Failure, Outcome, ProbeStatus, Receipt, ReplicaStatus
+from kvmwire.events import CredentialData, DeployData, Ensure, Event, RegisterData
+from kvmwire.status import CredentialStatus, Failure, Outcome, ProbeStatus, Receipt, ReplicaStatus
+from kvmwire.trust import ROOT, TrustList
 
 CLOCK_SKEW = timedelta(minutes=5)
 """How far the clocks of publisher and host may be apart before an event counts as expired."""
@@ -26,11 +28,12 @@ class ReplicaKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """Which event holds for a subject."""
+    """Which event holds for a subject; ``keyid`` is the key that signed it, empty where none did."""
 
     generation: int
     content: str
     event_id: str
+    keyid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,11 @@ class Desired:
         known = templates.get(self.data.template)
         return known.data if known is not None and known.is_present else None
 
+    def is_signed(self, templates: Mapping[str, TemplateRecord]) -> bool:
+        """Whether keys vouch for all of it: the wish, and the template's record where that came by itself."""
+        registered = templates.get(self.data.template) if isinstance(self.data.template, str) else None
+        return bool(self.stamp.keyid) and (registered is None or bool(registered.stamp.keyid))
+
     def fingerprint(self, templates: Mapping[str, TemplateRecord]) -> str:
         """Name what is wanted right now; a replica made for another fingerprint is worked on again."""
         registered = templates.get(self.data.template) if isinstance(self.data.template, str) else None
@@ -125,12 +133,50 @@ class ProbeRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CredentialRecord:
+    """The newest credential of a name: as it was published, sealed. ``stamp`` and ``data`` are of the one in force, or of its end.
+
+    ``status`` may tell of a later one that was refused.
+    """
+
+    status: CredentialStatus
+    stamp: Stamp | None = None
+    data: CredentialData | None = None
+
+    @property
+    def name(self) -> str:
+        """The credential's name."""
+        return self.status.credential
+
+    @property
+    def is_present(self) -> bool:
+        """Whether it is in force."""
+        return self.data is not None and self.data.ensure is Ensure.PRESENT
+
+    def announced(self, now: datetime) -> CredentialStatus:
+        """Give the status as of now: when its end is near or past, it says so."""
+        ends = self.status.expires
+        if not self.is_present or ends is None or ends - now > WARN_BEFORE or self.status.message:
+            return self.status
+        when = f"{ends:%Y-%m-%d %H:%M} UTC"
+        return self.status.model_copy(
+            update={
+                "message": f"a certificate in it ended on {when}."
+                if ends <= now
+                else f"a certificate in it ends on {when}.",
+                "hint": "Hand out a new one with `kvmctl credential add`.",
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Recorded:
     """An event's receipt and what the event changed; stored in one transaction."""
 
     receipt: Receipt
     templates: tuple[TemplateRecord, ...] = ()
     desired: tuple[Desired, ...] = ()
+    credentials: tuple[CredentialRecord, ...] = ()
 
 
 @dataclass(slots=True)
@@ -141,6 +187,7 @@ class HostRecord:
     desired: dict[ReplicaKey, Desired] = field(default_factory=dict[ReplicaKey, Desired])
     replicas: dict[ReplicaKey, Replica] = field(default_factory=dict[ReplicaKey, Replica])
     probes: dict[str, ProbeRecord] = field(default_factory=dict[str, ProbeRecord])
+    credentials: dict[str, CredentialRecord] = field(default_factory=dict[str, CredentialRecord])
     receipts: dict[str, Receipt] = field(default_factory=dict[str, Receipt])
     unsent: set[str] = field(default_factory=set[str])
 
@@ -158,6 +205,14 @@ class HostRecord:
                 self.probes.pop(template.data.template, None)
         for desired in recorded.desired:
             self.desired[desired.key] = desired
+        for credential in recorded.credentials:
+            self.credentials[credential.name] = credential
+
+    def trust(self, enrolled: TrustList) -> TrustList:
+        """Give the signing keys that count: those of the enrolment, or a newer list that was published since."""
+        record = self.credentials.get(ROOT)
+        published = record.data.trust if record is not None and record.data is not None else None
+        return published if published is not None and published.generation > enrolled.generation else enrolled
 
 
 @dataclass(frozen=True, slots=True)

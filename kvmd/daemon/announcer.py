@@ -7,20 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from kvmd.core.desired import HostRecord, ProbeRecord, Replica, ReplicaKey
+from kvmd.core.desired import CredentialRecord, HostRecord, ProbeRecord, Replica, ReplicaKey
 from kvmd.core.tally import Tally
 from kvmd.log import get_logger
-from kvmd.ports import Bus, Clock, Journal, Message, Store
+from kvmd.ports import Bus, Clock, Delivery, Journal, Message, Store
 from kvmwire import __version__
 from kvmwire.codec import encode_status
-from kvmwire.status import HostState, HostStatus, PoolState, PoolStatus, Progress, Receipt
-from kvmwire.topics import HostTopic, ProbeTopic, ProgressTopic, ReceiptTopic, ReplicaTopic
+from kvmwire.status import HostState, HostStatus, Outcome, PoolState, PoolStatus, Progress, Receipt
+from kvmwire.topics import CredentialStatusTopic, HostTopic, ProbeTopic, ProgressTopic, ReceiptTopic, ReplicaTopic
 
 log = get_logger(__name__)
 
 POOL_ANSWER_S = 5.0
 """A pool that says nothing for so long is announced as missing; it is not asked again before it has answered."""
 
+ECHO_TIMEOUT_S = 10.0
+"""What the broker acknowledged must have come back to us after so long, or it was denied and nobody said so."""
+_REASSERT_EVERY_S = 10.0
 _NOTEWORTHY_SHARE = 100
 """Free space is announced anew when it changed by one part in so many of the pool."""
 
@@ -33,6 +36,7 @@ class Identity:
     labels: Mapping[str, str]
     protocols: Sequence[str]
     started: datetime
+    sealing_key: str | None = None
 
 
 def offline(identity: Identity) -> Message:
@@ -70,6 +74,10 @@ class Announcer:
         self._tally = tally
         self._clock = clock
         self._pools: tuple[PoolStatus, ...] = ()
+        self._credentials: dict[str, bytes] = {}
+        self._said = b""
+        self._unheard_since: float | None = None
+        self._reasserted_at = float("-inf")
         self._looking: dict[str, asyncio.Future[PoolStatus]] = {}
 
     async def greet(self) -> None:
@@ -89,6 +97,8 @@ class Announcer:
             self._post_replica(replica)
         for probe in self._record.probes.values():
             self.probe(probe)
+        for credential in self._record.credentials.values():
+            self.credential(credential)
         for template in self._record.templates.values():
             if not template.is_present:
                 self.probe_gone(template.data.template)
@@ -118,6 +128,50 @@ class Announcer:
     def probe(self, probe: ProbeRecord) -> None:
         """Announce what was found out about a template."""
         self._bus.post(Message(ProbeTopic(self._identity.host, probe.status.template), encode_status(probe.status)))
+
+    def credential(self, record: CredentialRecord) -> None:
+        """Announce what became of a credential; with 30 days left it says that it ends soon."""
+        status = encode_status(record.announced(self._clock.now()))
+        self._credentials[record.name] = status
+        self._bus.post(Message(CredentialStatusTopic(self._identity.host, record.name), status))
+
+    def review_credentials(self) -> None:
+        """Announce the credentials anew of which there is something else to say than before."""
+        for record in self._record.credentials.values():
+            if encode_status(record.announced(self._clock.now())) != self._credentials.get(record.name):
+                self.credential(record)
+
+    def heard(self, delivery: Delivery) -> None:
+        """Take what the broker passes on as this host's own status. Our own last word comes back: then it lets us speak.
+
+        Anything else is a will of an earlier connection that comes late, or somebody who speaks in our name: we say it again.
+        """
+        if delivery.payload == self._said:
+            self._unheard_since = None
+        elif (
+            self._said
+            and not delivery.is_retained
+            and self._clock.monotonic() - self._reasserted_at > _REASSERT_EVERY_S
+        ):
+            self._reasserted_at = self._clock.monotonic()
+            log.warning("something else was announced in the name of this host; announced anew")
+            self._post_host()
+
+    def check_heard(self) -> None:
+        """Tell when what the broker acknowledged never came back: MQTT 3.1.1 has no other way to learn of a denial."""
+        if self._unheard_since is None or self._clock.monotonic() - self._unheard_since < ECHO_TIMEOUT_S:
+            return
+        self._unheard_since = None
+        self._tally.refused("not passed on")
+        log.error(
+            "the broker acknowledged this host's status and did not pass it on: nobody may hear of this host",
+            topic=f"status/{self._identity.host}/host",
+            hint="Allow the host to write status/HOST/# and to read status/HOST/host; `kvmctl broker-config` writes such a list.",
+        )
+
+    def passed_over(self) -> None:
+        """Count a refused event that got no answer."""
+        self._tally.answered(Outcome.REFUSED)
 
     def probe_gone(self, template: str) -> None:
         """Clear what was announced about a template that is not registered any more."""
@@ -167,9 +221,15 @@ class Announcer:
             labels=dict(identity.labels),
             protocols=tuple(identity.protocols),
             pools=self._pools,
+            sealing_key=identity.sealing_key,
             started=identity.started,
         )
-        self._bus.post(Message(HostTopic(identity.host), encode_status(status)))
+        self._said = encode_status(status)
+
+        async def sent() -> None:
+            self._unheard_since = self._clock.monotonic()
+
+        self._bus.post(Message(HostTopic(identity.host), self._said, on_sent=sent))
 
 
 def _is_noteworthy(before: PoolStatus, now: PoolStatus) -> bool:

@@ -25,6 +25,7 @@ DRAIN_S = 7.0
 FLUSH_S = 1.0
 FAREWELL_S = 1.5
 POOLS_EVERY_S = 30.0
+HEARD_EVERY_S = 5.0
 _IDLE_PASS_S = 10.0
 
 
@@ -51,6 +52,7 @@ class Daemon:
                 group.create_task(self.reconciler.run(beat=self._beat, at_least_every_s=pass_s)),
                 group.create_task(self.prober.run()),
                 group.create_task(self._watch_pools()),
+                group.create_task(self._watch_broker()),
             ]
             self.notifier.ready(self._summary())
             log.info("ready")
@@ -76,6 +78,13 @@ class Daemon:
         while True:
             await asyncio.sleep(POOLS_EVERY_S)
             await self.announcer.refresh_pools()
+            self.announcer.review_credentials()
+
+    async def _watch_broker(self) -> None:
+        while True:
+            await asyncio.sleep(HEARD_EVERY_S)
+            if self.bus.is_connected:
+                self.announcer.check_heard()
 
     def _summary(self) -> str:
         counts = Counter(replica.status.state for replica in self.record.replicas.values())

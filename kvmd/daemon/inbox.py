@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from kvmd.core.desired import (
     Arrival,
+    CredentialRecord,
     Desired,
     HostRecord,
     Judgement,
@@ -19,17 +20,32 @@ from kvmd.core.desired import (
     judge_command,
     rechecked,
 )
+from kvmd.core.restraint import Restraint, pause_s
+from kvmd.core.warrant import Warrant
 from kvmd.daemon.announcer import Announcer, Identity
+from kvmd.daemon.credentials import Credentials
 from kvmd.journal import KEPT_RECEIPTS
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Delivery, Journal
 from kvmwire.codec import EventRefusedError, decode_event
-from kvmwire.events import CommandData, DeployData, Event, RegisterData, unsupported
+from kvmwire.codes import FailureCode, WireError
+from kvmwire.events import CommandData, CredentialData, DeployData, Event, RegisterData, unsupported
 from kvmwire.status import Failure, Outcome, Receipt, ReplicaState
-from kvmwire.topics import CommandTopic, CredentialTopic, DeployTopic, EventTopic, RegisterTopic, Topics, Verb
+from kvmwire.topics import (
+    CommandTopic,
+    CredentialTopic,
+    DeployTopic,
+    EventTopic,
+    HostTopic,
+    RegisterTopic,
+    Topics,
+    Verb,
+)
 
 log = get_logger(__name__)
 
+MAX_SUBJECTS = 20_000
+"""Templates, replicas or credentials that are remembered at most, of each."""
 _BEYOND_CANCELLING = {ReplicaState.READY, ReplicaState.ABSENT, ReplicaState.CANCELLED}
 
 
@@ -45,6 +61,7 @@ class Inbox:
         journal: Journal,
         announcer: Announcer,
         clock: Clock,
+        credentials: Credentials,
         on_change: Callable[[], None],
     ) -> None:
         self._identity = identity
@@ -53,46 +70,103 @@ class Inbox:
         self._journal = journal
         self._announcer = announcer
         self._clock = clock
+        self._credentials = credentials
         self._on_change = on_change
+        self._restraint = Restraint()
 
     async def receive(self, delivery: Delivery) -> None:
         """Take one delivery; when this returns it may be acknowledged. Raises StoreIoError where it could not be journaled."""
         topic = delivery.topic
+        if isinstance(topic, HostTopic):
+            self._announcer.heard(delivery)
+            return
         if not isinstance(topic, RegisterTopic | DeployTopic | CommandTopic | CredentialTopic) or not delivery.payload:
             return
+        begun = self._clock.monotonic()
         try:
             event = decode_event(self._topics, topic, delivery.payload)
-            _check_supported(event)
+            vouched = self._examine(event)
         except EventRefusedError as exc:
-            await self._refuse(topic, exc, delivery)
+            await self._refuse(topic, exc, delivery, begun)
         else:
-            await self._take(event, delivery)
+            await self._take(event, vouched, delivery)
 
-    async def _take(self, event: Event, delivery: Delivery) -> None:
-        arrival = self._arrival(event.id, delivery)
+    def _examine(self, event: Event) -> Warrant | None:
+        """Give who vouches for the event. Raises EventRefusedError for one that is not to be considered at all."""
+        addressed = getattr(event.topic, "host", None)
+        try:
+            if addressed not in {None, self._identity.host}:
+                raise WireError(
+                    FailureCode.EVENT_SIGNATURE,
+                    f"it is meant for host {addressed}, not for {self._identity.host}; refused.",
+                )
+            vouched = self._credentials.warrant(event, now=self._clock.now())
+            _check_supported(event)
+            self._check_room(event)
+        except WireError as exc:
+            raise EventRefusedError(exc, event.id) from exc
+        return vouched
+
+    def _check_room(self, event: Event) -> None:
+        """Raise WireError for one subject too many: a publisher gone mad must fill neither memory nor disk."""
+        record, is_new, known = self._record, False, 0
         match event.data:
             case RegisterData() as data:
-                await self._register(event, data, arrival, delivery)
+                is_new, known = data.template not in record.templates, len(record.templates)
+            case DeployData() as data:
+                is_new, known = ReplicaKey(data.pool, data.template_name) not in record.desired, len(record.desired)
+            case CredentialData() as data:
+                is_new, known = data.credential not in record.credentials, len(record.credentials)
+            case CommandData():
+                pass
+        if is_new and known >= MAX_SUBJECTS:
+            raise WireError(
+                FailureCode.POLICY,
+                f"this host remembers {known} templates, replicas or credentials, and takes no further one; refused.",
+                hint="Find out who publishes so many; stop the host and move its journal away to begin anew.",
+            )
+
+    async def _take(self, event: Event, vouched: Warrant | None, delivery: Delivery) -> None:
+        arrival = self._arrival(event.id, delivery)
+        keyid = vouched.keyid if vouched else ""
+        match event.data:
+            case RegisterData() as data:
+                await self._register(event, data, arrival, delivery, keyid)
             case DeployData() as data if data.selects(self._identity.host, self._identity.labels):
-                await self._deploy(event, data, arrival, delivery)
+                await self._deploy(event, data, arrival, delivery, keyid)
             case CommandData() as data:
                 await self._command(event, data, arrival, delivery)
+            case CredentialData() as data:
+                await self._credential(event, data, vouched, arrival, delivery)
             case _:
                 log.debug("event for other hosts", event_id=event.id)
 
-    async def _register(self, event: Event, data: RegisterData, arrival: Arrival, delivery: Delivery) -> None:
+    async def _credential(
+        self, event: Event, data: CredentialData, vouched: Warrant | None, arrival: Arrival, delivery: Delivery
+    ) -> None:
+        decision = self._credentials.decide(event, data, arrival, vouched)
+        changed: tuple[CredentialRecord, ...] = (decision.record,) if decision.record else ()
+        recorded = Recorded(self._receipt(event, decision.judgement), credentials=changed)
+        await self._answer(event, decision.judgement, delivery, recorded)
+        self._credentials.enact(decision)
+        for record in changed:
+            self._announcer.credential(record)
+
+    async def _register(
+        self, event: Event, data: RegisterData, arrival: Arrival, delivery: Delivery, keyid: str
+    ) -> None:
         known = self._record.templates.get(data.template)
         judgement = judge(event, known.stamp if known else None, arrival)
-        changed = (TemplateRecord(_stamp(event, judgement), data),) if judgement.is_accepted else ()
+        changed = (TemplateRecord(_stamp(event, judgement, keyid), data),) if judgement.is_accepted else ()
         await self._answer(event, judgement, delivery, Recorded(self._receipt(event, judgement), templates=changed))
         if changed and not changed[0].is_present:
             self._announcer.probe_gone(data.template)
 
-    async def _deploy(self, event: Event, data: DeployData, arrival: Arrival, delivery: Delivery) -> None:
+    async def _deploy(self, event: Event, data: DeployData, arrival: Arrival, delivery: Delivery, keyid: str) -> None:
         known = self._record.desired.get(ReplicaKey(data.pool, data.template_name))
         judgement = judge(event, known.stamp if known else None, arrival)
         order = 1 + max((one.order for one in self._record.desired.values()), default=0)
-        changed = (Desired(_stamp(event, judgement), data, order),) if judgement.is_accepted else ()
+        changed = (Desired(_stamp(event, judgement, keyid), data, order),) if judgement.is_accepted else ()
         await self._answer(event, judgement, delivery, Recorded(self._receipt(event, judgement), desired=changed))
 
     async def _command(self, event: Event, data: CommandData, arrival: Arrival, delivery: Delivery) -> None:
@@ -135,7 +209,12 @@ class Inbox:
         replica = self._record.replicas.get(wish.key)
         return replica is None or replica.status.state not in _BEYOND_CANCELLING
 
-    async def _refuse(self, topic: EventTopic, error: EventRefusedError, delivery: Delivery) -> None:
+    async def _refuse(self, topic: EventTopic, error: EventRefusedError, delivery: Delivery, begun: float) -> None:
+        """Answer a refused event. In a flood of them most are only counted, and cost no more than their share of the time."""
+        self._restraint, is_answered = self._restraint.refused(self._clock.monotonic())
+        if not is_answered:
+            await self._pass_over(error, begun)
+            return
         receipt = Receipt(
             event=error.event_id,
             host=self._identity.host,
@@ -150,6 +229,19 @@ class Inbox:
             "event refused", topic=receipt.topic, event_id=error.event_id, code=error.code, message=error.message
         )
         await self._keep_and_send(Recorded(receipt), delivery)
+
+    async def _pass_over(self, error: EventRefusedError, begun: float) -> None:
+        now = self._clock.monotonic()
+        self._announcer.passed_over()
+        self._restraint, silent = self._restraint.report(now)
+        if silent:
+            log.error(
+                "a flood of events that are refused: most are not answered",
+                unanswered=silent,
+                code=error.code,
+                message=error.message,
+            )
+        await asyncio.sleep(pause_s(now - begun))
 
     async def _answer(self, event: Event, judgement: Judgement, delivery: Delivery, recorded: Recorded) -> None:
         log.info(
@@ -206,18 +298,13 @@ class Inbox:
         )
 
 
-def _stamp(event: Event, judgement: Judgement) -> Stamp:
-    return Stamp(judgement.generation, event.content, event.id)
+def _stamp(event: Event, judgement: Judgement, keyid: str) -> Stamp:
+    return Stamp(judgement.generation, event.content, event.id, keyid)
 
 
 def _check_supported(event: Event) -> None:
-    """Raise EventRefusedError for what the contract knows and this version does not do."""
+    """Raise WireError for what the contract knows and this version does not do."""
     if isinstance(event.topic, CommandTopic) and event.topic.verb is Verb.SCRUB:
-        raise EventRefusedError(unsupported("the command scrub"), event.id)
-    match event.data:
-        case DeployData(machine=machine) if machine is not None:
-            raise EventRefusedError(unsupported("starting a machine (`machine`)"), event.id)
-        case RegisterData(credentials=(_, *_)) | DeployData(template=RegisterData(credentials=(_, *_))):
-            raise EventRefusedError(unsupported("a template with `credentials`"), event.id)
-        case _:
-            pass
+        raise unsupported("the command scrub")
+    if isinstance(event.data, DeployData) and event.data.machine is not None:
+        raise unsupported("starting a machine (`machine`)")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from kvmd.core.desired import Desired, HostRecord, Replica, ReplicaKey
+from kvmd.core.image import ImagePolicy
 from kvmd.core.placement import Placement
 from kvmd.core.session import (
     Absent,
@@ -28,7 +29,7 @@ from kvmd.core.session import (
 from kvmd.engine.job import Job
 from kvmd.engine.report import replica_state
 from kvmwire.digest import Digest
-from kvmwire.events import ImageFormat, RegisterData
+from kvmwire.events import ChecksumOf, ImageFormat, RegisterData
 from kvmwire.source import SourceUrl
 from kvmwire.status import Failure, Progress, ReplicaState, ReplicaStatus, Trust
 
@@ -42,6 +43,7 @@ class Assignment:
     job: Job
     opening: Input
     before: Replica | None
+    is_signed: bool = False
 
     @property
     def key(self) -> ReplicaKey:
@@ -50,7 +52,7 @@ class Assignment:
 
 
 def assignment(
-    record: HostRecord, key: ReplicaKey, template: RegisterData | None, *, max_virtual_size: int
+    record: HostRecord, key: ReplicaKey, template: RegisterData | None, *, max_virtual_size: int, images: ImagePolicy
 ) -> Assignment:
     """Build what a session needs. Without a template (a removal or a cancellation) the job has no sources."""
     wish, before = record.desired[key], record.replicas.get(key)
@@ -64,6 +66,8 @@ def assignment(
         sources=len(urls) + (sibling is not None),
         max_virtual_size=max_virtual_size,
         deadline=wish.data.deadline,
+        images=images,
+        is_of_content=bool(template) and template.checksum_of is ChecksumOf.CONTENT,
     )
     is_same_wish = before is not None and before.made_for == fingerprint
     job = Job(
@@ -86,7 +90,7 @@ def assignment(
             must_rehash=before.must_rehash,
             kept_for=_also_needed_by(record, key, before.placement),
         )
-    return Assignment(wish, fingerprint, job, _opening(wish), before)
+    return Assignment(wish, fingerprint, job, _opening(wish), before, wish.is_signed(record.templates))
 
 
 def _opening(wish: Desired) -> Input:
@@ -180,11 +184,18 @@ def replica_of(task: Assignment, state: State, *, progress: Progress | None, now
     replica = Replica(status, task.fingerprint, content=job.content, failures=job.failures)
     if before is not None:
         replica = replace(_carry(before, replica), must_rehash=before.must_rehash)
-    after = _with_state(replica, state, job)
+    after = _with_state(replica, state, task)
     return replace(after, must_rehash=False) if after.status.state.is_settled else after
 
 
-def _with_state(replica: Replica, state: State, job: Job) -> Replica:
+def _trust(task: Assignment, found: Found) -> Trust:
+    if not task.job.terms.expected and not found.is_vouched:
+        return Trust.NONE
+    return Trust.SIGNED if task.is_signed else Trust.CHECKSUM
+
+
+def _with_state(replica: Replica, state: State, task: Assignment) -> Replica:
+    job = task.job
     match state:
         case Downloading(size=size):
             return _announcing(replica, size=size)
@@ -200,7 +211,7 @@ def _with_state(replica: Replica, state: State, job: Job) -> Replica:
                 format=image.format.value if image else None,
                 virtual_size=image.virtual_size if image else None,
                 message=_ready_message(found, is_adopted=is_adopted),
-                trust=Trust.CHECKSUM if job.terms.expected or found.is_vouched else Trust.NONE,
+                trust=_trust(task, found),
                 progress=None,
             )
             return replace(ready, placement=placement, is_ours=not is_adopted, content=job.content, failures=0)

@@ -60,7 +60,7 @@ def test_each_value_knows_its_origin(tmp_path: Path) -> None:
     assert loaded.origins["transfer.rate_limit"] == str(late)
     assert loaded.origins["transfer.stall_timeout_s"] == "environment KVMD_TRANSFER_STALL_TIMEOUT_S"
     assert loaded.origins["pools.fast.path"] == str(file)
-    assert loaded.origins["pools.fast.sparse"] == "default"
+    assert loaded.origins["pools.fast.allocation"] == "default"
     assert set(loaded.settings.pools) == {"fast"}
 
 
@@ -121,14 +121,14 @@ def test_all_errors_are_told_at_once_with_file_and_key(tmp_path: Path) -> None:
         ('[mqtt]\nca_file = "/x"', "mqtt.ca_file: unknown key"),
         ('[mqtt]\npasword_file = "/x"', "did you mean mqtt.password_file?"),
         ('[pools.a]\npat = "/x"', "did you mean pools.a.path?"),
-        ("[pools.a]\nsparse = true", "pools.a.path: is missing"),
+        ("[pools.a]\nallocation = 'dense'", "pools.a.path: is missing"),
         ("[pools]", "pools: Dictionary should have at least 1 item"),
         ('[pools."a/b"]\npath = "/x"', "pools.a/b: expected a name"),
         ('[pools.a]\npath = "x"', "expected an absolute path"),
         ('[pools.a]\npath = "/x/../etc"', "expected an absolute path"),
         ('[pools.a]\npath = "/x"\n[pools.b]\npath = "/x"', "pools.a and pools.b have the same path /x"),
         ('[pools.a]\ntype = "libvirt"\nuri = "qemu:///system"\npool = "a"', "this version has directory pools only"),
-        ("[policy]\nrequire_signature = true", "require_signature = true is not supported by this version"),
+        ("[policy]\nrequire_signature = true", "policy.require_signature = true, and no trust.keys"),
         ('[policy]\nallowed_networks = ["10.0.0.1/8"]', "such as '10.0.0.0/8', got \"10.0.0.1/8\""),
         ('[policy]\nallowed_networks = "10.0.0.0/8"', "policy.allowed_networks: expected a list"),
         ('[policy]\nmax_size = "10 potatoes"', "'10GiB'"),
@@ -187,7 +187,7 @@ def test_the_value_of_an_unknown_key_is_not_repeated(tmp_path: Path) -> None:
         ("KVMD_POLICY_ALLOWED_PROTOCOLS", '["https"]', "policy.allowed_protocols", '["https"]'),
         ("KVMD_POOLS_DEFAULT_PATH", "/p", "pools.default.path", '"/p"'),
         ("KVMD_POOLS_default_PATH", "/p", "pools.default.path", '"/p"'),
-        ("KVMD_POOLS__FAST__SPARSE", "off", "pools.fast.sparse", "false"),
+        ("KVMD_POOLS__FAST__ALLOCATION", "full", "pools.fast.allocation", '"full"'),
         ("KVMD_POOLS_SSD_1_PATH", "/p", "pools.ssd-1.path", '"/p"'),
         ("KVMD_POOLS", '{"x": {"path": "/x"}}', "pools.x.path", '"/x"'),
         ("KVMD_LABELS_ZONE", "lab", "labels.zone", '"lab"'),

@@ -35,7 +35,7 @@ async def ended(daemon: Daemon) -> tuple[int, str]:
         ({"mqtt": {"username": "u", "password_file": "/nonexistent/password"}}, "mqtt.password_file"),
         ({"mqtt": {"url": "mqtts://broker", "ca": "/nonexistent/ca.pem"}}, "mqtt.ca"),
         ({"host": "kvm/01"}, "host"),
-        ({"policy": {"require_signature": True}}, "require_signature = true is not supported"),
+        ({"policy": {"require_signature": True}}, "require_signature = true, and no trust.keys"),
         ({"pools": {"default": {"path": "relative"}}}, "pools.default.path"),
         ({"pools": {"fast": {"type": "libvirt", "uri": "qemu:///system"}}}, "directory pools only"),
     ],

@@ -1,0 +1,170 @@
+"""The credentials and signing keys of this host: judged, kept sealed in the journal, opened in memory alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from kvmd.core.credential import Opened, open_credential
+from kvmd.core.desired import Arrival, CredentialRecord, HostRecord, Judgement, Stamp, judge
+from kvmd.core.warrant import Warrant, warrant
+from kvmd.errors import CredentialInvalidError, KvmdError, SignatureError
+from kvmd.log import get_logger
+from kvmd.vault import Vault
+from kvmwire.events import CredentialData, Ensure, Event
+from kvmwire.status import CredentialState, CredentialStatus, Failure, Outcome
+from kvmwire.trust import ROOT, Role, TrustList
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identification:
+    """What enrolment gave to this host: the keys it believes, whether it believes nobody else, and its own sealing key."""
+
+    trust: TrustList = TrustList()
+    requires_signature: bool = False
+    sealing_key: X25519PrivateKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of a credential event: ``record`` is to be journaled, then ``opened`` is in force."""
+
+    judgement: Judgement
+    record: CredentialRecord | None = None
+    opened: Opened | None = None
+
+
+class Credentials:
+    """Tells whom to believe, decides about credential events, and keeps the vault in step with the journal.
+
+    ``on_trust`` is called when other keys count than before: what was refused may be acceptable now.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        record: HostRecord,
+        *,
+        identification: Identification,
+        vault: Vault,
+        on_trust: Callable[[], None],
+    ) -> None:
+        self._host = host
+        self._record = record
+        self._identification = identification
+        self._vault = vault
+        self._on_trust = on_trust
+
+    def warrant(self, event: Event, *, now: datetime) -> Warrant | None:
+        """Give who vouches for the event; see ``kvmd.core.warrant``."""
+        trust, is_required = self._record.trust(self._identification.trust), self._identification.requires_signature
+        return warrant(event, trust, is_required=is_required, now=now)
+
+    def restore(self, now: datetime) -> None:
+        """Open what the journal holds. What cannot be opened any more is not used, and its status says so."""
+        for record in list(self._record.credentials.values()):
+            if not record.is_present or record.data is None or record.stamp is None or record.data.trust is not None:
+                continue
+            try:
+                self._vault.put(self._open(record.data, record.stamp.generation, now=now))
+            except KvmdError as exc:
+                log.error(
+                    "credential cannot be used any more", credential=record.name, code=exc.code, message=exc.message
+                )
+                status = _refused(record, record.stamp.generation, exc.failure, now=now)
+                self._record.credentials[record.name] = replace(record, status=status)
+
+    def decide(self, event: Event, data: CredentialData, arrival: Arrival, vouched: Warrant | None) -> Decision:
+        """Judge an event, and open what it brings; nothing is in force before ``enact``."""
+        known = self._record.credentials.get(data.credential)
+        judgement = judge(event, known.stamp if known else None, arrival)
+        if not judgement.is_accepted:
+            return Decision(judgement)
+        stamp = Stamp(judgement.generation, event.content, event.id, vouched.keyid if vouched else "")
+        try:
+            status, opened = self._accept(data, stamp, vouched, now=arrival.now)
+        except KvmdError as exc:
+            refused = Judgement(Outcome.REFUSED, known.stamp.generation if known and known.stamp else 0, exc.failure)
+            before = known or CredentialRecord(_nothing(data, stamp.generation, arrival.now))
+            return Decision(
+                refused, replace(before, status=_refused(before, stamp.generation, exc.failure, now=arrival.now))
+            )
+        return Decision(judgement, CredentialRecord(status, stamp, data), opened)
+
+    def enact(self, decision: Decision) -> None:
+        """Put in force what has been journaled: what is under way ends with the old, the next request uses the new."""
+        record = decision.record
+        if record is None or not decision.judgement.is_accepted:
+            return
+        if record.name == ROOT:
+            self._on_trust()
+        elif decision.opened is not None:
+            self._vault.put(decision.opened)
+        else:
+            self._vault.drop(record.name)
+        log.info("credential", credential=record.name, state=record.status.state, generation=record.status.generation)
+
+    def _accept(
+        self, data: CredentialData, stamp: Stamp, vouched: Warrant | None, *, now: datetime
+    ) -> tuple[CredentialStatus, Opened | None]:
+        status = _nothing(data, stamp.generation, now)
+        if data.credential == ROOT or data.trust is not None:
+            self._check_list(data, vouched, now=now)
+            return status.model_copy(update={"installed": stamp.generation, "holds": ("keys",)}), None
+        if data.ensure is Ensure.ABSENT:
+            return status.model_copy(update={"state": CredentialState.REVOKED, "origins": ()}), None
+        opened = self._open(data, stamp.generation, now=now)
+        return status.model_copy(update={**asdict(opened.facts), "installed": stamp.generation}), opened
+
+    def _open(self, data: CredentialData, generation: int, *, now: datetime) -> Opened:
+        return open_credential(
+            data, generation=generation, host=self._host, key=self._identification.sealing_key, now=now
+        )
+
+    def _check_list(self, data: CredentialData, vouched: Warrant | None, *, now: datetime) -> None:
+        """Refuse a list of keys that nobody vouches for, or that nobody could ever replace again."""
+        if vouched is None:
+            raise SignatureError(
+                "signature: a list of signing keys counts only from a key that this host knows; refused."
+            )
+        if data.credential != ROOT or data.trust is None:
+            raise CredentialInvalidError(
+                f"credential {data.credential}: {ROOT} alone carries a list of keys, and always one; refused."
+            )
+        able = [
+            key for key in data.trust.keys if Role.TRUST in key.roles and not key.is_revoked and key.is_valid_at(now)
+        ]
+        if not able:
+            raise CredentialInvalidError(
+                "the list of signing keys has no valid key with the role trust: nobody could change it; refused."
+            )
+
+
+def _nothing(data: CredentialData, generation: int, now: datetime) -> CredentialStatus:
+    return CredentialStatus(
+        credential=data.credential,
+        state=CredentialState.INSTALLED,
+        generation=generation,
+        origins=data.origins or (),
+        since=now,
+    )
+
+
+def _refused(before: CredentialRecord, generation: int, failure: Failure, *, now: datetime) -> CredentialStatus:
+    """Tell of a refusal; what an earlier one holds stays told."""
+    return before.status.model_copy(
+        update={
+            "state": CredentialState.REFUSED,
+            "generation": generation,
+            "installed": before.stamp.generation if before.is_present and before.stamp else None,
+            "code": failure.code,
+            "message": failure.message,
+            "hint": failure.hint,
+            "since": now,
+        }
+    )
