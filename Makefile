@@ -4,7 +4,7 @@ TEST_PACKAGES = apache2-bin aria2 caddy curl gnupg gpgv haproxy lighttpd mosquit
   libvirt-daemon libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 seabios tini parted \
   libvirt-daemon-driver-storage-iscsi-direct tgt
 BUILD_PACKAGES = gcc libc6-dev libvirt-dev pkg-config python3-dev
-BENCH_PACKAGES = aria2 curl diffutils gcc libc6-dev libssl-dev nginx-light openssl
+BENCH_PACKAGES = aria2 curl diffutils gcc libc6-dev libssl-dev nginx-light openssl qemu-utils
 KILLS ?= 300
 URL ?=
 CHECKSUM ?=
@@ -38,11 +38,12 @@ check: ## format, lint, types, architecture, spelling, generated reference
 	.venv/bin/codespell
 	.venv/bin/python docs/generate.py --check
 
-bench: ## speed beside aria2c, curl and a C program, and what the daemon costs (BENCH_MIB=1024 for smaller files)
+bench: ## speed beside aria2c, curl and a C program, what the daemon and looking at an image cost (BENCH_MIB=1024 for smaller files)
 	@.ci/packages $(BENCH_PACKAGES) $(BUILD_PACKAGES)
 	@.ci/venv requirements-dev.lock
 	.venv/bin/python -m bench.transfer
 	.venv/bin/python -m bench.daemon
+	.venv/bin/python -m bench.inspection
 
 reference: ## write docs/reference anew
 	@.ci/packages $(BUILD_PACKAGES)

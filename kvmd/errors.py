@@ -8,7 +8,7 @@ KvmdError
   ContentError           the bytes are there and are not what was promised
     MetalinkInvalidError, MetalinkAmbiguousError, ChecksumMismatchError, ChecksumWeakError, ChecksumFormatError,
     ChecksumConflictError, SignatureError, FormatMismatchError, FormatAmbiguousError, ImageUnsafeError,
-    ImageInvalidError, ImageTruncatedError, VirtualSizeError, DecompressError
+    ImageInvalidError, ImageTruncatedError, ImagePolicyError, VirtualSizeError, DecompressError
   StoreError             the pool cannot take or keep the volume
     NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError, ExistsError, InUseError
     HypervisorUnreachableError
@@ -279,6 +279,12 @@ class ImageTruncatedError(ContentError):
     """The image's structures lead beyond the end of its file."""
 
     code = FailureCode.IMAGE_TRUNCATED
+
+
+class ImagePolicyError(ContentError):
+    """The image is sound, and of a kind that the host's policy does not allow."""
+
+    code = FailureCode.POLICY
 
 
 class VirtualSizeError(ContentError):

@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kvmd.app.parts import disk_threads, environment_of, inspector_of, keyring_of, limits_of, open_sources, policy_of
+from kvmd.app.parts import (
+    disk_threads,
+    environment_of,
+    images_of,
+    inspector_of,
+    keyring_of,
+    limits_of,
+    open_sources,
+    policy_of,
+)
 from kvmd.clock import SystemClock
 from kvmd.config import Settings
 from kvmd.core.admission import check_policy
@@ -47,6 +56,7 @@ async def fetch(request: FetchRequest, settings: Settings, listener: Listener) -
         format=request.format,
         sources=len(request.urls),
         max_virtual_size=settings.policy.max_virtual_size,
+        images=images_of(settings.policy),
     )
     clock = SystemClock()
     with disk_threads(settings) as executor:
@@ -77,7 +87,7 @@ async def probe(
     """Ask every URL what a host would see there."""
     policy = settings.policy
     check_policy(replace(policy_of(policy), require_checksum=False), digest=None, urls=urls)
-    terms = Terms("", None, ImageFormat.AUTO, len(urls), policy.max_virtual_size)
+    terms = Terms("", None, ImageFormat.AUTO, len(urls), policy.max_virtual_size, images=images_of(policy))
     job = Job(session="", terms=terms, urls=urls, headers=headers)
     with disk_threads(settings) as executor:
         async with open_sources(settings, environment_of(settings, executor, typed=urls, tls=tls)) as sources:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from kvmd.config import InspectorSettings, PolicySettings, Settings
 from kvmd.core.addresses import AddressPolicy
 from kvmd.core.admission import Policy
+from kvmd.core.image import ImagePolicy
 from kvmd.engine.job import Limits
 from kvmd.fetch.gpg import GpgKeyring
 from kvmd.fetch.protocols import Protocols, load_plugins
@@ -67,6 +68,16 @@ def limits_of(settings: Settings) -> Limits:
         weak_checksums=settings.policy.weak_checksums,
         require_checksum=settings.policy.require_checksum,
         discovers_checksums=settings.policy.discover_checksums,
+        images=images_of(settings.policy),
+    )
+
+
+def images_of(policy: PolicySettings) -> ImagePolicy:
+    """Give what the host accepts beside plain whole images."""
+    return ImagePolicy(
+        allow_encrypted=policy.allow_encrypted,
+        allow_dirty=policy.allow_dirty,
+        allow_snapshots=policy.allow_snapshots,
     )
 
 

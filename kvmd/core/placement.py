@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvmd.core.image import ImageHead
 from kvmwire.digest import Digest
 
 
@@ -33,8 +34,8 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A whole file that was read from the disk: what identifies it and what it has, its first bytes, and its other digests."""
+    """A whole file that was read from the disk: what identifies it, what kind of image it is, and its other digests."""
 
     placement: Placement
-    head: bytes
+    image: ImageHead
     digests: tuple[Digest, ...] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from kvmd.core.image import ImageHead, check_format, inspect_head
+from kvmd.core.image import ImageHead, ImagePolicy, check
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.retry import backoff_s, is_retryable, server_pause_s
 from kvmd.errors import (
@@ -19,7 +19,6 @@ from kvmd.errors import (
     DeadlineError,
     ExistsError,
     KvmdError,
-    VirtualSizeError,
 )
 from kvmwire.codes import FailureCode
 from kvmwire.digest import Digest
@@ -37,6 +36,7 @@ class Terms:
     sources: int = 1
     max_virtual_size: int = 0
     deadline: datetime | None = None
+    images: ImagePolicy = ImagePolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,18 +423,8 @@ def _contradiction(found: Found, stored: Stored, terms: Terms) -> tuple[Digest, 
 
 
 def _inspect(stored: Stored, terms: Terms) -> ImageHead:
-    image = inspect_head(stored.head, size=stored.placement.size)
-    check_format(image, terms.format)
-    check_virtual_size(image, terms.max_virtual_size)
-    return image
-
-
-def check_virtual_size(image: ImageHead, limit: int) -> None:
-    """Raise VirtualSizeError where the image is larger than the limit in bytes, 0 being none."""
-    if limit and image.virtual_size is not None and image.virtual_size > limit:
-        raise VirtualSizeError(
-            f"the image's virtual size is {image.virtual_size} bytes, policy.max_virtual_size allows {limit}; refused."
-        )
+    check(stored.image, terms.format, policy=terms.images, max_virtual_size=terms.max_virtual_size)
+    return stored.image
 
 
 def _broken(state: Running, happened: Broken, terms: Terms) -> Step:

@@ -99,6 +99,6 @@ class Prober:
             check_policy(self._rules.policy, digest=data.digest, urls=urls)
         except KvmdError as exc:
             return [Finding(url, seconds=0.0, error=exc) for url in urls]
-        terms = Terms(data.template, data.digest, data.format, len(urls), limits.max_virtual_size)
+        terms = Terms(data.template, data.digest, data.format, len(urls), limits.max_virtual_size, images=limits.images)
         job = Job(session="", terms=terms, urls=urls, headers=data.headers, size=data.size)
         return await survey(job, self._sources, limits=limits, clock=self._clock)

@@ -167,7 +167,8 @@ class Reconciler:
             check_policy(
                 self._rules.policy, digest=template.digest, urls=[SourceUrl.parse(url) for url in template.urls]
             )
-        return assignment(self._record, key, template, max_virtual_size=self._rules.limits.max_virtual_size)
+        limits = self._rules.limits
+        return assignment(self._record, key, template, max_virtual_size=limits.max_virtual_size, images=limits.images)
 
     async def _put_off(self, key: ReplicaKey, error: KvmdError) -> None:
         wish, before, now = self._record.desired[key], self._record.replicas.get(key), self._clock.now()

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kvmd.core.image import ImagePolicy
 from kvmd.core.placement import Placement
 from kvmd.core.session import Terms
 from kvmwire.digest import Algorithm, Digest
@@ -28,6 +29,7 @@ class Limits:
     weak_checksums: bool = False
     require_checksum: bool = False
     discovers_checksums: bool = False
+    images: ImagePolicy = ImagePolicy()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvmd.core.digests import conflict
 from kvmd.core.entity import Entity
-from kvmd.core.image import ImageHead, check_format, inspect_head
+from kvmd.core.image import ImageHead, ImagePolicy, check, inspect_head
 from kvmd.core.metalink import is_metalink
-from kvmd.core.session import check_virtual_size
+from kvmd.core.ranges import ByteRange
 from kvmd.errors import ChecksumConflictError, ContentError, InternalError, KvmdError, SourceError, TooLargeError
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Head, Source
@@ -51,6 +51,7 @@ class Wish:
     max_size: int = 0
     max_virtual_size: int = 0
     expected: Digest | None = None
+    images: ImagePolicy = ImagePolicy()
 
 
 async def probe_one(source: Source, wish: Wish, clock: Clock) -> Finding:
@@ -61,13 +62,27 @@ async def probe_one(source: Source, wish: Wish, clock: Clock) -> Finding:
     error: KvmdError | None = None
     try:
         head = await source.probe()
-        image = None if is_metalink(source.url, head.media_type) else judge_head(source.url, head, wish)
+        if not is_metalink(source.url, head.media_type):
+            image = judge_head(source.url, head, wish)
+            if image.wanted_head is not None and head.entity.has_ranges:
+                more = await _read_head(source, head, image.wanted_head)
+                image = judge_head(source.url, replace(head, head=more), wish)
     except (SourceError, ContentError, InternalError) as exc:
         error = exc
     except Exception as exc:  # noqa: BLE001 - one source must not take the others with it
         log.unexpected("probe failed unexpectedly", exc, source=source.url)
         error = InternalError(f"source {source.url}: {type(exc).__name__} while probing.")
     return Finding(source.url, clock.monotonic() - started, head, image, error)
+
+
+async def _read_head(source: Source, head: Head, size: int) -> bytes:
+    """Read the first ``size`` bytes, of which the probe gave some: few formats hide what matters so far inside."""
+    found = bytearray(head.head)
+    rest = ByteRange(len(found), size)
+    async with source.read(rest, head.entity, block=rest.end - rest.start) as blocks:
+        async for block in blocks:
+            found += block
+    return bytes(found)
 
 
 async def probe_all(sources: Sequence[Source], wish: Wish, clock: Clock) -> list[Finding]:
@@ -114,6 +129,5 @@ def judge_head(url: SourceUrl, head: Head, wish: Wish) -> ImageHead:
             f"source {url}: expected {wish.expected}, the server says it has {other}; not used."
         )
     image = inspect_head(head.head, size=size)
-    check_format(image, wish.format)
-    check_virtual_size(image, wish.max_virtual_size)
+    check(image, wish.format, policy=wish.images, max_virtual_size=wish.max_virtual_size)
     return image

@@ -57,7 +57,9 @@ class Supply:
         """What a source must serve to be used."""
         job, limits = self._job, self._limits
         size = job.size if job.size is not None else self.manifest.size
-        return Wish(job.terms.format, size, limits.max_size, limits.max_virtual_size, job.terms.expected)
+        return Wish(
+            job.terms.format, size, limits.max_size, limits.max_virtual_size, job.terms.expected, job.terms.images
+        )
 
     @property
     def entity(self) -> Entity | None:

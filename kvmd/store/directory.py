@@ -20,7 +20,8 @@ from kvmd.ports import VolumeRequest
 from kvmd.store.calls import allocate, is_in_memory, translated
 from kvmd.store.hashing import digest_file
 from kvmd.store.inline import Inline
-from kvmd.store.partial import HEAD_SIZE, PARTIAL, PartialFiles, PartialVolume, placement_of
+from kvmd.store.looking import image_of
+from kvmd.store.partial import PARTIAL, PartialFiles, PartialVolume, placement_of
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolState, PoolStatus
 
@@ -209,12 +210,14 @@ class DirectoryStore:
             with suppress(OSError):  # a pool that is read-only has nothing left to sync
                 os.fsync(fd)
             self._forget_journals(name)
-            head = os.pread(fd, HEAD_SIZE, 0)
+            image = image_of(fd, os.fstat(fd).st_size)
             if known is not None and known.digest.algorithm is algorithm:
                 now = placement_of(os.fstat(fd), str(self._path / name), known.digest)
                 if now.is_same_file(known):
-                    return Stored(now, head)
-            return Stored(placement_of(os.fstat(fd), str(self._path / name), digest_file(fd, algorithm, stopped)), head)
+                    return Stored(now, image)
+            return Stored(
+                placement_of(os.fstat(fd), str(self._path / name), digest_file(fd, algorithm, stopped)), image
+            )
         finally:
             os.close(fd)
 

@@ -24,11 +24,11 @@ from kvmd.ports import VolumeRequest
 from kvmd.store.calls import punch_hole, rename_noreplace, translated
 from kvmd.store.hashing import FrontierHash, Stopped, digest_part
 from kvmd.store.inline import Inline
+from kvmd.store.looking import image_of
 from kvmwire.digest import Algorithm, Digest
 
 log = get_logger(__name__)
 
-HEAD_SIZE = 64 * 1024
 ZERO_BLOCK = bytes(64 * 1024)
 """Runs of zeros become holes in steps of this size."""
 COPY_STEP = 64 * 1024 * 1024
@@ -333,7 +333,7 @@ class PartialVolume:
         os.fdatasync(self._fd)
         digests = [one.finish(size) for one in self._hashes]
         self._sealed = placement_of(os.fstat(self._fd), self._path, digests[0])
-        return Stored(self._sealed, os.pread(self._fd, HEAD_SIZE, 0), tuple(digests[1:]))
+        return Stored(self._sealed, image_of(self._fd, size), tuple(digests[1:]))
 
     def _open_sealed(self) -> int:
         """Open it anew: through this descriptor nobody can write. Others reach it through nothing else, for its folder is closed."""

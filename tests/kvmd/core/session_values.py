@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from kvmd.core.image import FoundFormat, ImageHead
+from kvmd.core.image import Facts, FoundFormat, ImageHead, inspect_head
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.session import (
     Absent,
@@ -38,7 +38,7 @@ from kvmwire.events import ImageFormat
 from tests.kvmd.core.strategies import NOW, digest, failure, failures, jitters, moments
 
 SIZE = 4096
-IMAGE = ImageHead(FoundFormat.RAW, SIZE, None)
+IMAGE = ImageHead(FoundFormat.RAW, Facts(virtual_size=SIZE))
 TERMS = Terms(volume="deb12", expected=digest("a"), format=ImageFormat.AUTO)
 
 
@@ -47,7 +47,7 @@ def placement(letter: str) -> Placement:
 
 
 def stored(letter: str, head: bytes = bytes(SIZE)) -> Stored:
-    return Stored(placement(letter), head)
+    return Stored(placement(letter), inspect_head(head, size=SIZE))
 
 
 def broken(
@@ -86,7 +86,8 @@ INPUTS: tuple[Input, ...] = (
 digests = st.sampled_from("abc").map(digest)
 placements = st.sampled_from("abc").map(placement)
 heads = st.sampled_from([bytes(64), b"", b"QFI\xfb", b"<html>"])
-found = st.builds(Stored, placements, heads)
+seen = heads.map(lambda head: inspect_head(head, size=SIZE))
+found = st.builds(Stored, placements, seen)
 counts = st.integers(0, 40)
 states: st.SearchStrategy[State] = st.one_of(
     st.builds(Queued, counts),

@@ -129,7 +129,7 @@ def test_a_running_state_ends_its_effects_with_the_one_that_tells_what_happens_n
         Removing: Remove,
     }
     for effect in effects[:-1]:
-        assert isinstance(effect, Discard)
+        assert isinstance(effect, Discard | Inspect)
     if effects:
         assert isinstance(effects[-1], last.get(type(after), Discard))
 
@@ -260,7 +260,7 @@ def test_the_pause_that_a_source_asks_for_is_honoured_up_to_its_cap(
 def test_verified_bytes_that_are_no_acceptable_image_are_discarded(
     head: bytes, wanted: Terms, code: FailureCode
 ) -> None:
-    seen = Stored(GOOD.placement, head[:HEAD_SIZE])
+    seen = Stored(GOOD.placement, inspect_head(head[:HEAD_SIZE], size=len(head)))
     state, effects = _end([*FRESH, Fetched(), Sealed(seen)], terms=wanted)
     assert isinstance(state, Failed)
     assert state.failure.code is code
@@ -412,7 +412,7 @@ def test_an_absent_replica_can_be_wished_for_again() -> None:
 
 @given(st.binary(max_size=HEAD_SIZE), st.integers(0, 1 << 40), st.sampled_from(ImageFormat))
 def test_whatever_was_downloaded_is_judged(head: bytes, size: int, wanted: ImageFormat) -> None:
-    seen = Stored(replace(GOOD.placement, size=size), head)
+    seen = Stored(replace(GOOD.placement, size=size), inspect_head(head, size=size))
     state, effects = step(Verifying(0, 0, is_alone=False), Sealed(seen), replace(TERMS, format=wanted))
     assert isinstance(state, Committing | Failed)
     if isinstance(state, Committing):

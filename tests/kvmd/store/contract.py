@@ -10,6 +10,7 @@ import pytest
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.entity import Entity
+from kvmd.core.image import inspect_head
 from kvmd.core.placement import Placement
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, InUseError, NoSpaceError, StoreError
@@ -79,7 +80,7 @@ class StoreContract:
         await volume.write(HALF, memoryview(CONTENT)[HALF:])
         await volume.write(0, CONTENT[:HALF])
         sealed = await volume.seal(SIZE)
-        assert sealed.head == CONTENT[: 64 << 10]
+        assert sealed.image == inspect_head(CONTENT, size=len(CONTENT))
         assert volume_bytes("disk") is None
         placement = await volume.commit()
         await volume.close(discard=False)
@@ -182,7 +183,7 @@ class StoreContract:
         found = await store.find("disk", known=None, algorithm=Algorithm.SHA_256)
         assert found is not None
         assert found.placement == placement
-        assert found.head == CONTENT[: 64 << 10]
+        assert found.image == inspect_head(CONTENT, size=len(CONTENT))
 
     async def test_a_known_volume_is_found_without_reading(self, store: Store) -> None:
         placement = await make(store)
