@@ -232,7 +232,11 @@ CODES: dict[FailureCode, CodeFacts] = {
         Exit.FAILED, "no register event for this template has been seen", "Register the template."
     ),
     FailureCode.EVENT_SCHEMA: _final(Exit.USAGE, "the event is not of the agreed form", "Correct the event."),
-    FailureCode.EVENT_SIGNATURE: _final(Exit.POLICY, "the event's signature is missing or wrong", "Sign the event."),
+    FailureCode.EVENT_SIGNATURE: _final(
+        Exit.POLICY,
+        "the event's signature is missing or wrong, or its key may not ask for this",
+        "Publish with kvmctl, or sign with `kvmctl sign`; `kvmctl keys list` shows which key may sign what.",
+    ),
     FailureCode.EVENT_EXPIRED: _final(Exit.FAILED, "the event's time had passed", "Publish a new event."),
     FailureCode.EVENT_STALE: _final(Exit.FAILED, "a newer event about the same subject is known", "Nothing to do."),
     FailureCode.SECRET: _final(
