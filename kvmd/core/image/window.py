@@ -55,7 +55,7 @@ class Window:
             end = min(end, self.size)
         if self.reach is not None and end > self.reach:
             raise BeyondReachError(end)
-        return self.source(offset, max(0, end - offset))
+        return self.source(offset, end - offset) if offset < end else b""
 
     def first(self, length: int) -> bytes:
         """Give the first bytes, as many of them as there are."""
@@ -65,8 +65,9 @@ class Window:
         """Read all of these bytes. Raises ImageInvalidError where the file ends before them."""
         found = self.read(offset, length)
         if len(found) < length:
+            end = self.size if self.size is not None else offset + len(found)
             raise ImageInvalidError(
-                f"{what}: the header has {length} bytes from offset {offset}, the file ends after {offset + len(found)}."
+                f"{what}: the header has {length} bytes from offset {offset}, the file ends after {end}."
             )
         return found
 

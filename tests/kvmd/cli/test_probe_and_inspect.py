@@ -10,6 +10,7 @@ import pytest
 
 from tests.kvmd.cli.test_fetch import run
 from tests.kvmd.commands import quick_config
+from tests.kvmd.image.zoo import ZOO
 from tests.support import images
 from tests.support.hostile import HostileServer
 
@@ -60,6 +61,16 @@ def test_a_probe_costs_one_request_of_64_kib(origin: HostileServer, capsys: pyte
     (request,) = origin.requests
     assert (request.method, request.header("Range")) == ("GET", "bytes=0-65535")
     assert request.body_sent == 65536
+
+
+def test_a_format_that_hides_what_matters_further_inside_costs_a_second_request(
+    origin: HostileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    next(animal for animal in ZOO if animal.name == "vhdx with a log").make(tmp_path / "logged.vhdx")
+    origin.add("logged.vhdx", (tmp_path / "logged.vhdx").read_bytes())
+    ran = run(capsys, "probe", origin.url("logged.vhdx"), "--json")
+    assert (ran.code, ran.result["code"]) == (3, "IMAGE_INVALID")
+    assert [request.header("Range") for request in origin.requests] == ["bytes=0-65535", "bytes=65536-262143"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from kvmd.core.image import HEAD_LIMIT, HEAD_SIZE, ImageHead, ImagePolicy, inspe
 from kvmd.store.looking import image_of
 from kvmwire.codes import CODES
 from kvmwire.events import ImageFormat
-from tests.kvmd.image.zoo import CANARY, DESCRIPTOR, MIB, ZOO, Animal, backed, gpt, qed, vmdk
+from tests.kvmd.image.zoo import CANARY, DESCRIPTOR, MIB, ZOO, Animal, backed, gpt, patched, qed, vhd, vmdk
 from tests.support import images
 from tests.support.programs import require_program
 
@@ -211,6 +211,24 @@ def test_the_policy_decides_about_encrypted_dirty_and_snapshotted_images(
     next(animal for animal in ZOO if animal.name == name).make(tmp_path / "image")
     refusals = judge(look(tmp_path / "image"), ImageFormat.AUTO, policy=policy)
     assert (refusals[0].error.code if refusals else None) == code
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        patched(8, ">QI", (1 << 64) - 1, 1023),
+        patched(40, ">Q", (1 << 64) - 65536),
+        patched(48, ">Q", (1 << 63) - 65536),
+        patched(3 * 65536, ">Q", 0x00FF_FFFF_FFFF_0000),
+        vmdk(directory=(1 << 64) - 2),
+        vmdk(descriptor=(1 << 63) - 1),
+        patched(56, "<QI", (1 << 63), 0xFFFF, content=qed(backing=True)),
+        patched(8 + 4 + 4, ">Q", (1 << 64) - 1, content=vhd(4) + bytes(4096) + vhd(4)),
+    ],
+)
+def test_offsets_that_no_file_has_are_refused_on_the_disk_too(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "image").write_bytes(content)
+    assert look(tmp_path / "image").facts.refusals
 
 
 def test_few_bytes_of_a_large_image_are_read(tmp_path: Path) -> None:
