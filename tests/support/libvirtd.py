@@ -95,7 +95,7 @@ class Libvirtd:
         )
         self._libvirtd.start()
         eventually_blocking(
-            lambda: subprocess.run(self._virsh("uri"), capture_output=True, check=False).returncode == 0,
+            lambda: subprocess.run(self.virsh_command("uri"), capture_output=True, check=False).returncode == 0,
             what=f"libvirtd answers; {self._libvirtd.log_text()[-2000:]}",
         )
 
@@ -118,15 +118,15 @@ class Libvirtd:
 
     def virsh(self, *words: str | Path) -> str:
         """Run virsh there, and give what it prints. Raises AssertionError with what it says where it fails."""
-        done = subprocess.run(self._virsh(*words), capture_output=True, text=True, check=False, timeout=15)
+        done = subprocess.run(self.virsh_command(*words), capture_output=True, text=True, check=False, timeout=15)
         if done.returncode != 0:
             raise AssertionError(f"virsh {' '.join(map(str, words))}: {done.stderr}")
         return done.stdout
 
     def volumes(self, pool: str) -> set[str]:
-        """Name the volumes that libvirt lists in a pool."""
-        rows = self.virsh("vol-list", pool).splitlines()[2:]
-        return {row.split()[0] for row in rows if row.strip()}
+        """Name the volumes that libvirt lists in a pool. A folder, such as that for partial volumes, is none that can be used."""
+        rows = [row.split() for row in self.virsh("vol-list", pool, "--details").splitlines() if row.strip()]
+        return {row[0] for row in rows if row[2] != "dir"}
 
     def define_pool(self, xml: str, *, build: bool = False) -> None:
         """Define a pool and start it."""
@@ -138,8 +138,9 @@ class Libvirtd:
             self.virsh("pool-build", name, "--overwrite")
         self.virsh("pool-start", name)
 
-    def _virsh(self, *words: str | Path) -> list[str]:
-        return [str(require_program("virsh")), "-q" if words == ("uri",) else "-k0", "-c", self.uri, *map(str, words)]
+    def virsh_command(self, *words: str | Path) -> list[str]:
+        """Give the command that runs virsh there."""
+        return [str(require_program("virsh")), "-q", "-c", self.uri, *map(str, words)]
 
     def _signal(self, number: signal.Signals) -> None:
         if self._libvirtd is not None:

@@ -1,0 +1,209 @@
+"""libvirt's pools of files: the contract of stores in real pools, and what libvirt lists of them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from kvmd.errors import FormatAmbiguousError, HypervisorUnreachableError, NoSpaceError, PoolMissingError
+from kvmd.hypervisor.connection import Connection
+from kvmd.store import libvirt
+from kvmd.store.directory import DirectoryStore
+from kvmd.store.libvirt import LibvirtStore
+from kvmwire.digest import Algorithm
+from kvmwire.status import PoolState
+from tests.kvmd.store.contract import CONTENT, SIZE, ReadVolume, StoreContract, keep_half, make, request
+from tests.support.images import qcow2
+from tests.support.libvirtd import Libvirtd
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def libvirtd() -> Iterator[Libvirtd]:
+    """Start one for the tests of this module."""
+    with Libvirtd() as running:
+        yield running
+
+
+@contextmanager
+def _defined(libvirtd: Libvirtd, kind: str) -> Generator[Path]:
+    """Define and start the pool ``fast``, and give its folder."""
+    folder = libvirtd.shared / "pool"
+    folder.mkdir()
+    source = ""
+    if kind == "fs":
+        disk = libvirtd.folder / "disk"
+        with disk.open("wb") as file:
+            file.truncate(128 * MIB)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", disk], check=True)
+        device = subprocess.run(
+            ["losetup", "--find", "--show", disk], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        source = f"<source><device path='{device}'/><format type='ext4'/></source>"
+    try:
+        libvirtd.define_pool(
+            f"<pool type='{kind}'><name>fast</name>{source}<target><path>{folder}</path></target></pool>"
+        )
+        yield folder
+    finally:
+        subprocess.run(libvirtd.virsh_command("pool-destroy", "fast"), check=False, capture_output=True)
+        subprocess.run(libvirtd.virsh_command("pool-undefine", "fast"), check=False, capture_output=True)
+        if kind == "fs":
+            subprocess.run(["umount", folder], check=False, capture_output=True)
+            subprocess.run(["losetup", "--detach", device], check=True)
+            disk.unlink()
+        subprocess.run(["rm", "-rf", folder], check=True)
+
+
+@pytest.fixture(params=["dir", "fs"])
+def pool(libvirtd: Libvirtd, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Make a pool of each kind in turn."""
+    with _defined(libvirtd, request.param) as folder:
+        yield folder
+
+
+@pytest.fixture
+async def store(libvirtd: Libvirtd, pool: Path) -> AsyncIterator[LibvirtStore]:
+    """Give the store under test."""
+    assert pool.is_dir()
+    connection = Connection(libvirtd.uri)
+    with ThreadPoolExecutor(4) as threads:
+        yield LibvirtStore("pool", "fast", connection, folder=partial(DirectoryStore, "pool", executor=threads))
+    await connection.close()
+
+
+@pytest.fixture
+def volume_bytes(libvirtd: Libvirtd, pool: Path) -> ReadVolume:
+    """Give a function that reads a finished volume past the store; libvirt must list it exactly then."""
+
+    def read(name: str) -> bytes | None:
+        path = pool / name
+        assert (name in libvirtd.volumes("fast")) == path.exists()
+        return path.read_bytes() if path.exists() else None
+
+    return read
+
+
+class TestLibvirtStore(StoreContract):
+    """The contract."""
+
+
+only_dir = pytest.mark.parametrize("pool", ["dir"], indirect=True)
+
+
+@only_dir
+async def test_a_refresh_in_the_middle_lists_no_half_volume(store: LibvirtStore, libvirtd: Libvirtd) -> None:
+    await keep_half(store)
+    libvirtd.virsh("pool-refresh", "fast")
+    assert libvirtd.volumes("fast") == set()
+
+
+async def test_the_status_tells_what_the_pool_has(store: LibvirtStore, pool: Path) -> None:
+    status = await store.status()
+    assert status.type in {"libvirt:dir", "libvirt:fs"}
+    assert status.path == str(pool)
+    assert status.state is PoolState.ACTIVE
+    assert status.capacity is not None
+    assert status.allocation is not None
+    assert 0 < status.allocation < status.capacity
+
+
+@only_dir
+async def test_a_pool_that_is_not_active_is_missing_and_goes_on_when_it_is(
+    store: LibvirtStore, libvirtd: Libvirtd
+) -> None:
+    volume = await store.open(request())
+    await volume.write(0, CONTENT)
+    libvirtd.virsh("pool-destroy", "fast")
+    await volume.seal(SIZE)
+    with pytest.raises(PoolMissingError, match="not active") as caught:
+        await volume.commit()
+    assert "virsh pool-start fast" in caught.value.hint
+    with pytest.raises(PoolMissingError, match="not active"):
+        await store.open(request("other"))
+    assert (await store.status()).state is PoolState.MISSING
+    libvirtd.virsh("pool-start", "fast")
+    await volume.commit()
+    await volume.close(discard=False)
+    assert libvirtd.volumes("fast") == {"disk"}
+
+
+@only_dir
+async def test_a_pool_that_is_not_defined_is_missing(store: LibvirtStore, libvirtd: Libvirtd) -> None:
+    libvirtd.virsh("pool-destroy", "fast")
+    libvirtd.virsh("pool-undefine", "fast")
+    with pytest.raises(PoolMissingError, match="no storage pool with matching name"):
+        await store.find("disk", known=None, algorithm=Algorithm.SHA_256)
+    assert (await store.status()).state is PoolState.MISSING
+
+
+@only_dir
+async def test_a_commit_waits_for_a_libvirtd_that_is_restarted(store: LibvirtStore, libvirtd: Libvirtd) -> None:
+    volume = await store.open(request())
+    libvirtd.kill()
+    await volume.write(0, CONTENT)
+    await volume.seal(SIZE)
+    committing = asyncio.create_task(volume.commit())
+    await asyncio.to_thread(libvirtd.start)
+    libvirtd.virsh("pool-start", "fast") if "active" not in libvirtd.virsh("pool-list") else None
+    await committing
+    await volume.close(discard=False)
+    assert libvirtd.volumes("fast") == {"disk"}
+
+
+@only_dir
+async def test_a_libvirtd_that_stays_away_is_told_and_the_volume_is_found_later(
+    store: LibvirtStore, libvirtd: Libvirtd, pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libvirt, "PATIENCE_S", 0.2)
+    volume = await store.open(request())
+    await volume.write(0, CONTENT)
+    sealed = await volume.seal(SIZE)
+    libvirtd.kill()
+    with pytest.raises(HypervisorUnreachableError):
+        await volume.commit()
+    assert not (pool / "disk").exists()
+    assert (await store.status()).state is PoolState.MISSING
+    await asyncio.to_thread(libvirtd.start)
+    await volume.commit()
+    await volume.close(discard=False)
+    found = await store.find("disk", known=None, algorithm=Algorithm.SHA_256)
+    assert found is not None
+    assert found.placement.digest == sealed.placement.digest
+
+
+@only_dir
+async def test_libvirt_must_take_the_volume_for_what_it_is(store: LibvirtStore, libvirtd: Libvirtd, pool: Path) -> None:
+    content = qcow2(virtual_size=8 * MIB)
+    placement = await make(store, content=content)
+    assert await store.find("disk", known=placement, algorithm=Algorithm.SHA_256) is not None
+    disguised = b"COWD\x01\0\0\0" + bytes(SIZE - 8)  # an old format that libvirt knows and kvmd does not
+    with pytest.raises(FormatAmbiguousError, match="libvirt takes it for"):
+        await make(store, "other", disguised)
+    assert not (pool / "other").exists()
+    assert libvirtd.volumes("fast") == {"disk"}
+
+
+@only_dir
+async def test_a_removed_volume_is_not_listed_any_more(store: LibvirtStore, libvirtd: Libvirtd) -> None:
+    placement = await make(store)
+    assert libvirtd.volumes("fast") == {"disk"}
+    assert await store.remove(placement)
+    assert libvirtd.volumes("fast") == set()
+
+
+@pytest.mark.parametrize("pool", ["fs"], indirect=True)
+async def test_a_pool_that_runs_full_in_the_middle_says_so(store: LibvirtStore) -> None:
+    volume = await store.open(request(size=None))
+    with pytest.raises(NoSpaceError):
+        await volume.write(0, bytes([7]) * (160 * MIB))
+    await volume.close(discard=False)
+    await make(store)
