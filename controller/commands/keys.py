@@ -110,8 +110,8 @@ async def init(invocation: Invocation) -> Exit:
         )
         output.say(f"  export KVMCTL_CONFIG={path}     # or copy it to ~/.config/kvmd/kvmctl.toml")
         output.say(f"  # to the broker's machine: {folder}/ca.pem, broker.pem, broker.key, crl.pem")
-        output.say("  kvmctl broker-config mosquitto|nats --host HOST ...")
-        output.say("  kvmctl enroll HOST")
+        output.say("  kvmctl enroll HOST               # each host of the fleet")
+        output.say("  kvmctl broker-config mosquitto   # or nats: who may do what at the broker")
     return Exit.DONE
 
 
@@ -200,7 +200,7 @@ async def add_publisher(invocation: Invocation) -> Exit:
         output.say(
             f"{out}: certificate, TLS key and signing key of {args.name}. Remove it when it is where it belongs."
         )
-        output.say("Let it in at the broker, too: kvmctl broker-config ... --publisher " + args.name)
+        output.say("Let it in at the broker, too: kvmctl broker-config")
     return await _tell(invocation, keys)
 
 
