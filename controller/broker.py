@@ -26,6 +26,7 @@ from controller.supervise import beside
 
 _QUIET_S = 0.05, 0.5
 _QUIET_TRIPS = 4
+_ECHO_S = 5.0
 _TIMEOUT_S = 10.0
 _KEEPALIVE_S = 30
 _FAILURE = 0x80
@@ -146,6 +147,7 @@ class Link:
         self._publishing = asyncio.Lock()
         self._last_arrival = 0.0
         self._quiet_s = _QUIET_S[1]
+        self._awaited: dict[tuple[str, bytes], asyncio.Event] = {}
         self.connections = 0
 
     @property
@@ -161,7 +163,8 @@ class Link:
     async def publish(self, topic: str, payload: bytes, *, is_retained: bool) -> None:
         """Publish with QoS 1 and return after the broker's acknowledgement, on a later connection if need be.
 
-        Raises ControlError where the broker says why it refuses (MQTT 5 only; 3.1.1 has no way to say it).
+        Raises ControlError where the broker says why it refuses. MQTT 3.1.1 has no way to say it: there what we read ourselves must
+        have come back.
         """
         attempt = 0
         async with self._publishing:
@@ -172,7 +175,7 @@ class Link:
                     continue
                 client.refusal = None
                 try:
-                    await client.publish(topic, payload, qos=1, retain=is_retained, timeout=_TIMEOUT_S)
+                    await self._publish(client, topic, payload, is_retained=is_retained)
                 except aiomqtt.MqttError as exc:
                     _log.debug("publish interrupted", topic=topic, error=str(exc))
                     await asyncio.sleep(reconnect_delay_s(attempt, random.random()))  # noqa: S311 - jitter
@@ -184,6 +187,24 @@ class Link:
                         hint="Allow this user to write there in the broker's access list.",
                     )
                 return
+
+    async def _publish(self, client: _Client, topic: str, payload: bytes, *, is_retained: bool) -> None:
+        is_heard = not self._is_v5 and any(paho.topic_matches_sub(one, topic) for one in self._filters)
+        echo = self._awaited[topic, payload] = asyncio.Event()
+        try:
+            await client.publish(topic, payload, qos=1, retain=is_retained, timeout=_TIMEOUT_S)
+            if is_heard:
+                async with asyncio.timeout(_ECHO_S):
+                    await echo.wait()
+        except TimeoutError as exc:
+            if self._client is not client:
+                raise aiomqtt.MqttError("the connection was lost before the publication came back") from exc
+            raise ControlError(
+                f"the broker at {self._settings.url} acknowledged what was published on {topic} and did not pass it on.",
+                hint="Allow this user to write there in the broker's access list; over MQTT 5 a broker says so itself.",
+            ) from exc
+        finally:
+            del self._awaited[topic, payload]
 
     async def settle(self) -> None:
         """Return when the broker has sent what it retains: nothing of it for some round trips, nor during one more.
@@ -283,6 +304,9 @@ class Link:
     def _arrived(self, message: Message) -> None:
         if message.retained:  # what is told live may never pause
             self._last_arrival = asyncio.get_running_loop().time()
+        echo = self._awaited.get((message.topic, message.payload))
+        if echo is not None:
+            echo.set()
         self._take(message)
 
 

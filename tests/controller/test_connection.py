@@ -79,15 +79,18 @@ async def test_a_broker_of_another_version_is_told_as_such(tmp_path: Path, broke
     assert broker.supports_v5 or "does not speak MQTT 5" in done.stderr
 
 
-async def test_a_publish_that_the_broker_denies_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "says"), [("auto", "refused to publish"), ("3.1.1", "did not pass it on")])
+async def test_a_publish_that_the_broker_denies_is_told(tmp_path: Path, version: str, says: str) -> None:
     with MosquittoBroker(tmp_path / "broker") as broker:
         rules = tmp_path / "acl"
         rules.write_text("topic read kvmd/#\n")
         broker.config.write_text(broker.config.read_text() + f"acl_file {rules}\n")
         broker.restart(wipe=False)
-        done = await Kvmctl(broker.url, tmp_path).run("register", "deb12", "http://o.test/a")
+        kvmctl = Kvmctl(broker.url, tmp_path, KVMCTL_MQTT_VERSION=version)
+        done = await kvmctl.run("register", "deb12", "http://o.test/a")
     assert done.code == 1
-    assert "refused to publish on kvmd/v1/register/deb12" in done.stderr
+    assert says in done.stderr
+    assert "kvmd/v1/register/deb12" in done.stderr
 
 
 async def test_another_prefix_is_another_fleet(broker: Broker, tmp_path: Path) -> None:
