@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kvmd.core.addresses import AddressPolicy
-from kvmd.ports import Sources
+from kvmd.ports import Credentials, Sources
+from kvmd.vault import Vault
 from kvmwire.source import Origin
 
 GROUP = "kvmd.protocols"
@@ -42,19 +43,22 @@ class TlsFiles:
 class Environment:
     """The host's rules and means. Times are seconds.
 
-    ``schemes`` are the allowed protocols. ``typed`` holds the origins of URLs that a person typed: there any address is allowed.
-    ``tls`` and ``proxies`` are for single origins and given to these only. ``folders`` are those that ``file`` URLs may lead
-    into. ``executor`` is for what blocks. ``options`` is the table ``[protocols.SCHEME]`` of the settings.
+    ``schemes`` are the allowed protocols. ``typed`` holds the origins of URLs that a person typed: there any address and port is
+    allowed, elsewhere none of ``denied_ports``. ``tls`` and ``proxies`` are for single origins and given to these only;
+    ``credentials`` says itself what they are for. ``folders`` are those that ``file`` URLs may lead into. ``executor`` is for what
+    blocks. ``options`` is the table ``[protocols.SCHEME]`` of the settings.
     """
 
     addresses: AddressPolicy
     executor: Executor
     schemes: frozenset[str] = frozenset({"http", "https"})
     typed: frozenset[Origin] = frozenset()
+    denied_ports: frozenset[int] = frozenset()
     allow_http: bool = True
     connect_timeout_s: float = 10.0
     stall_timeout_s: float = 30.0
     tls: Mapping[Origin, TlsFiles] = field(default_factory=dict[Origin, TlsFiles])
+    credentials: Credentials = field(default_factory=Vault)
     proxies: Mapping[Origin, str] = field(default_factory=dict[Origin, str])
     folders: tuple[Path, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -62,6 +66,10 @@ class Environment:
     def allows(self, address: str, origin: Origin) -> bool:
         """Whether this IP address may be connected to for a URL of this origin."""
         return origin in self.typed or self.addresses.allows(address)
+
+    def allows_port(self, origin: Origin) -> bool:
+        """Whether a URL of this origin may be asked for at all, whatever its address."""
+        return origin in self.typed or origin.port not in self.denied_ports
 
 
 Factory = Callable[[Environment], Sources]

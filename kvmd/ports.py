@@ -64,6 +64,23 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a template brings along to its sources.
+
+    ``headers`` go to the origin of the URL they are given for, and to no other. ``credentials`` are names: each is used for the
+    origins that it covers, wherever a redirect or a mirror leads.
+    """
+
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    credentials: tuple[str, ...] = ()
+
+    @property
+    def elsewhere(self) -> Access:
+        """What of it goes along to a URL that somebody else than the event named."""
+        return Access(credentials=self.credentials)
+
+
 class Credentials(Protocol):
     """The credentials that are installed on this host: asked anew for every request, so that the next one uses what came last.
 
@@ -94,8 +111,8 @@ class Credentials(Protocol):
 class Sources(Protocol):
     """Makes sources out of URLs; one implementation serves one or more protocols."""
 
-    def open(self, url: SourceUrl, headers: Mapping[str, str]) -> Source:
-        """Give the source; ``headers`` go to the URL's own origin only. Raises SourceError. Does not connect yet."""
+    def open(self, url: SourceUrl, access: Access) -> Source:
+        """Give the source. Raises SourceError. Does not connect yet."""
         ...
 
     async def close(self) -> None:

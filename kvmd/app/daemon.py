@@ -50,7 +50,8 @@ async def run(settings: Settings, environ: Mapping[str, str]) -> int:
     with _only_one(settings.state_dir), disk_threads(settings) as executor:
         journal, vault = await SqliteJournal.open(settings.state_dir), Vault()
         try:
-            async with open_sources(settings, environment_of(settings, executor)) as sources:
+            environment = environment_of(settings, executor, credentials=vault)
+            async with open_sources(settings, environment) as sources:
                 daemon = build_daemon(
                     settings, await journal.load(), journal, sources, vault, executor, Notifier.from_environ(environ)
                 )
@@ -118,6 +119,7 @@ def build_daemon(
         limits_of(settings),
         policy_of(policy),
         inspector_of(settings.inspector),
+        vault,
         keyring=keyring_of(policy, executor),
     )
     reconciler = Reconciler(

@@ -27,6 +27,7 @@ from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
 from kvmd.engine.supply import survey
 from kvmd.plugin import TlsFiles
+from kvmd.ports import Access
 from kvmd.store.directory import DirectoryStore
 from kvmwire.digest import Digest
 from kvmwire.events import ImageFormat
@@ -75,7 +76,7 @@ async def fetch(request: FetchRequest, settings: Settings, listener: Listener) -
                 session=uuid.uuid4().hex,
                 terms=terms,
                 urls=request.urls,
-                headers=request.headers,
+                access=Access(request.headers),
                 checksum_url=request.checksum_url,
             )
             return await Session(job, edges, listener).run(Started())
@@ -88,7 +89,7 @@ async def probe(
     policy = settings.policy
     check_policy(replace(policy_of(policy), require_checksum=False), digest=None, urls=urls)
     terms = Terms("", None, ImageFormat.AUTO, len(urls), policy.max_virtual_size, images=images_of(policy))
-    job = Job(session="", terms=terms, urls=urls, headers=headers)
+    job = Job(session="", terms=terms, urls=urls, access=Access(headers))
     with disk_threads(settings) as executor:
         async with open_sources(settings, environment_of(settings, executor, typed=urls, tls=tls)) as sources:
             return await survey(job, sources, limits=limits_of(settings), clock=SystemClock())

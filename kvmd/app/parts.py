@@ -16,7 +16,9 @@ from kvmd.engine.job import Limits
 from kvmd.fetch.gpg import GpgKeyring
 from kvmd.fetch.protocols import Protocols, load_plugins
 from kvmd.plugin import Environment, TlsFiles
+from kvmd.ports import Credentials
 from kvmd.sandbox.client import QemuInspector
+from kvmd.vault import Vault
 from kvmwire.source import SourceUrl
 
 
@@ -26,8 +28,9 @@ def environment_of(
     *,
     typed: Sequence[SourceUrl] = (),
     tls: TlsFiles | None = None,
+    credentials: Credentials | None = None,
 ) -> Environment:
-    """Give what protocols work with under these settings: any address is dialled for the origins of URLs a person typed."""
+    """Give what protocols work with under these settings: any address and port is dialled for origins of URLs a person typed."""
     policy, transfer = settings.policy, settings.transfer
     origins = frozenset(url.origin for url in typed)
     return Environment(
@@ -35,10 +38,12 @@ def environment_of(
         executor=executor,
         schemes=frozenset(policy.allowed_protocols),
         typed=origins,
+        denied_ports=frozenset(policy.denied_ports),
         allow_http=policy.allow_http,
         connect_timeout_s=transfer.connect_timeout_s,
         stall_timeout_s=transfer.stall_timeout_s,
         tls={} if tls in {None, TlsFiles()} else dict.fromkeys(origins, tls or TlsFiles()),
+        credentials=credentials or Vault(),
         proxies={SourceUrl.parse(origin).origin: proxy for origin, proxy in transfer.proxies.items()},
         folders=policy.allowed_folders,
     )

@@ -202,6 +202,7 @@ KeyPath = Annotated[Annotated[Path, AfterValidator(_key_file)] | None, BeforeVal
 """A file with a secret, or one that belongs to it: see KeyFiles."""
 OptionalPath = Annotated[AbsolutePath | None, BeforeValidator(_optional)]
 Size = Annotated[int, Field(ge=0, le=_MAX_SIZE), BeforeValidator(_size)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 Listen = Annotated[str, AfterValidator(_listen)]

@@ -22,6 +22,7 @@ from kvmd.config.fields import (
     NetworkSetting,
     OptionalPath,
     OriginSetting,
+    Port,
     Protocol,
     ProxyUrl,
     Seconds,
@@ -50,6 +51,16 @@ DENIED_NETWORKS: tuple[Network, ...] = tuple(
         "fd00:ec2::254/128",  # a cloud's metadata service that is not link-local
     )
 )
+
+# Those that web browsers refuse (Fetch standard, "port blocking"), but for 2049: NFS is a protocol of ours.
+# fmt: off
+DENIED_PORTS = (
+    1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102, 103, 104, 109, 110, 111, 113,
+    115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465, 512, 513, 514, 515, 526, 530, 531, 532, 540, 548, 554, 556,
+    563, 587, 601, 636, 989, 990, 993, 995, 1719, 1720, 1723, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668,
+    6669, 6679, 6697, 10080,
+)
+# fmt: on
 
 
 class Section(BaseModel):
@@ -183,6 +194,10 @@ class PolicySettings(Section):
     denied_networks: tuple[NetworkSetting, ...] = Field(
         default=DENIED_NETWORKS,
         description="networks that are never connected to for a download; replaces the default list",
+    )
+    denied_ports: tuple[Port, ...] = Field(
+        default=DENIED_PORTS,
+        description="ports that belong to other services, which are never connected to for a download; replaces the default list",
     )
     max_size: Size = Field(default=0, description="largest file in bytes, as it is served and unpacked; 0: no limit")
     max_virtual_size: Size = Field(default=0, description="largest virtual size in bytes; 0: no limit")

@@ -28,6 +28,7 @@ from kvmd.core.session import (
 )
 from kvmd.engine.job import Job
 from kvmd.engine.report import replica_state
+from kvmd.ports import Access
 from kvmwire.digest import Digest
 from kvmwire.events import ChecksumOf, ImageFormat, RegisterData
 from kvmwire.source import SourceUrl
@@ -74,7 +75,7 @@ def assignment(
         session=before.status.session if is_same_wish and before and before.status.session else uuid.uuid4().hex,
         terms=terms,
         urls=urls,
-        headers=template.headers if template else {},
+        access=access_of(template) if template else Access(),
         size=template.size if template else None,
         checksum_url=SourceUrl.parse(template.checksum_url) if template and template.checksum_url else None,
         rate_limit=wish.data.rate_limit,
@@ -91,6 +92,11 @@ def assignment(
             kept_for=_also_needed_by(record, key, before.placement),
         )
     return Assignment(wish, fingerprint, job, _opening(wish), before, wish.is_signed(record.templates))
+
+
+def access_of(template: RegisterData) -> Access:
+    """Give what the template brings along to its sources."""
+    return Access(template.headers, template.credentials)
 
 
 def _opening(wish: Desired) -> Input:

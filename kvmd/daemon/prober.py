@@ -9,7 +9,8 @@ from kvmd.core.admission import check_policy
 from kvmd.core.desired import HostRecord, ProbeRecord, TemplateRecord
 from kvmd.core.session import Terms
 from kvmd.daemon.announcer import Announcer
-from kvmd.daemon.rules import JOURNAL_PAUSE_S, Rules
+from kvmd.daemon.jobs import access_of
+from kvmd.daemon.rules import JOURNAL_PAUSE_S, Rules, check_credentials
 from kvmd.engine.job import Job
 from kvmd.engine.probing import Finding
 from kvmd.engine.report import probe_status
@@ -17,6 +18,7 @@ from kvmd.engine.supply import survey
 from kvmd.errors import KvmdError
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Journal, Sources
+from kvmwire.codes import FailureCode
 from kvmwire.events import RegisterData
 from kvmwire.source import SourceUrl
 
@@ -71,8 +73,13 @@ class Prober:
             known = self._record.probes.get(name)
             if name in self._running or not template.is_present or not template.data.is_checked_by(self._host):
                 continue
-            if known is None or known.made_for != template.fingerprint:
+            if known is None or known.made_for != template.fingerprint or self._has_its_credential_now(known, template):
                 yield template
+
+    def _has_its_credential_now(self, known: ProbeRecord, template: TemplateRecord) -> bool:
+        if known.status.code is not FailureCode.CREDENTIAL_INVALID:
+            return False
+        return all(self._rules.credentials.has(name) for name in template.data.credentials)
 
     async def _probe(self, template: TemplateRecord) -> None:
         name = template.data.template
@@ -97,8 +104,9 @@ class Prober:
         urls, limits = [SourceUrl.parse(url) for url in data.urls], self._rules.limits
         try:
             check_policy(self._rules.policy, digest=data.digest, urls=urls)
+            check_credentials(data, self._rules.credentials)
         except KvmdError as exc:
             return [Finding(url, seconds=0.0, error=exc) for url in urls]
         terms = Terms(data.template, data.digest, data.format, len(urls), limits.max_virtual_size, images=limits.images)
-        job = Job(session="", terms=terms, urls=urls, headers=data.headers, size=data.size)
+        job = Job(session="", terms=terms, urls=urls, access=access_of(data), size=data.size)
         return await survey(job, self._sources, limits=limits, clock=self._clock)

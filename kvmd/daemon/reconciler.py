@@ -15,18 +15,19 @@ from kvmd.core.retry import ATTEMPT_CAP_S, backoff_s
 from kvmd.core.session import State, Waiting
 from kvmd.daemon.announcer import Announcer
 from kvmd.daemon.jobs import Assignment, assignment, put_off, queued, replica_of
-from kvmd.daemon.rules import JOURNAL_PAUSE_S, Rules
+from kvmd.daemon.rules import JOURNAL_PAUSE_S, Rules, check_credentials
 from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
-from kvmd.errors import InternalError, KvmdError, PoolMissingError, TemplateUnknownError
+from kvmd.errors import CredentialMissingError, InternalError, KvmdError, PoolMissingError, TemplateUnknownError
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Journal, Sources, Store
+from kvmwire.codes import FailureCode
 from kvmwire.source import SourceUrl
 from kvmwire.status import Progress, ReplicaState
 
 log = get_logger(__name__)
 
-_UNKNOWN_TEMPLATE = timedelta(seconds=ATTEMPT_CAP_S)
+_UNTIL_IT_COMES = timedelta(seconds=ATTEMPT_CAP_S)
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ class Reconciler:
         self._resting_until: float | None = None
 
     def wake(self) -> None:
-        """Look again what is to be done, because what is wished has changed."""
+        """Look again what is to be done, because what is wished has changed, or the credentials that are there."""
         self._has_new_wishes = True
         self._wake.set()
 
@@ -105,6 +106,8 @@ class Reconciler:
 
     async def _pass(self, group: asyncio.TaskGroup) -> float | None:
         """Do once what is to be done, and give the time at which there will be something to do by itself."""
+        if self._has_new_wishes:
+            self._end_waits_for_credentials()
         running = {key: one.aim for key, one in self._running.items()}
         todo = agenda(
             self._record, running=running, due=self._due, now=self._clock.monotonic(), slots=self._rules.slots
@@ -118,6 +121,17 @@ class Reconciler:
         for key in todo.start:
             await self._start(group, key)
         return todo.wake_at
+
+    def _end_waits_for_credentials(self) -> None:
+        """Let those go on at once whose credentials have come."""
+        for key, replica in self._record.replicas.items():
+            wish = self._record.desired.get(key)
+            template = wish.template(self._record.templates) if wish is not None else None
+            if replica.status.code is not FailureCode.CREDENTIAL_INVALID or template is None:
+                continue
+            with suppress(CredentialMissingError):
+                check_credentials(template, self._rules.credentials)
+                self._due.pop(key, None)
 
     async def _wait(self, wake_at: float | None, at_most_s: float) -> None:
         left_s = at_most_s if wake_at is None else min(at_most_s, max(0.0, wake_at - self._clock.monotonic()))
@@ -167,14 +181,15 @@ class Reconciler:
             check_policy(
                 self._rules.policy, digest=template.digest, urls=[SourceUrl.parse(url) for url in template.urls]
             )
+            check_credentials(template, self._rules.credentials)
         limits = self._rules.limits
         return assignment(self._record, key, template, max_virtual_size=limits.max_virtual_size, images=limits.images)
 
     async def _put_off(self, key: ReplicaKey, error: KvmdError) -> None:
         wish, before, now = self._record.desired[key], self._record.replicas.get(key), self._clock.now()
         pause: timedelta | None = None
-        if isinstance(error, TemplateUnknownError):
-            pause = _UNKNOWN_TEMPLATE
+        if isinstance(error, TemplateUnknownError | CredentialMissingError):
+            pause = _UNTIL_IT_COMES
         elif isinstance(error, PoolMissingError):
             pause = timedelta(seconds=backoff_s(10, jitter=self._clock.jitter()))
         if pause is not None:

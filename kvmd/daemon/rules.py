@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from kvmd.core.admission import Policy
 from kvmd.engine.job import Limits
-from kvmd.ports import Inspector, Keyring
+from kvmd.errors import CredentialMissingError
+from kvmd.ports import Credentials, Inspector, Keyring
+from kvmwire.events import RegisterData
 
 JOURNAL_PAUSE_S = 5.0
 """How long work rests after the journal could not be written: a full disk is not emptied faster by trying."""
@@ -14,10 +16,21 @@ JOURNAL_PAUSE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Limits of a session, the policy, how many run at once, who checks images, and the keys that may sign checksum files."""
+    """Limits of a session, the policy, and how many sessions run at once.
+
+    ``inspector`` checks images, ``credentials`` are those of this host, ``keyring`` has the keys that may sign checksum files.
+    """
 
     slots: int
     limits: Limits
     policy: Policy
     inspector: Inspector
+    credentials: Credentials
     keyring: Keyring | None = None
+
+
+def check_credentials(template: RegisterData, installed: Credentials) -> None:
+    """Raise CredentialMissingError where the template names a credential that this host does not have."""
+    for name in template.credentials:
+        if not installed.has(name):
+            raise CredentialMissingError(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from urllib.parse import unquote
@@ -23,7 +23,7 @@ from kvmd.errors import (
     SourceStalledError,
 )
 from kvmd.log import get_logger
-from kvmd.ports import Keyring, Sources
+from kvmd.ports import Access, Keyring, Sources
 from kvmwire.digest import Digest
 from kvmwire.source import Origin, SourceUrl
 
@@ -48,14 +48,14 @@ class _Statement:
 
 
 class Discovery:
-    """Searches for one image. ``headers`` are the event's: they go to its own origins only."""
+    """Searches for one image. ``access`` is the event's: its headers go to its own ``origins`` only."""
 
     def __init__(
-        self, sources: Sources, keyring: Keyring | None, *, headers: Mapping[str, str], origins: Collection[Origin]
+        self, sources: Sources, keyring: Keyring | None, *, access: Access, origins: Collection[Origin]
     ) -> None:
         self._sources = sources
         self._keyring = keyring
-        self._headers = headers
+        self._access = access
         self._origins = origins
 
     async def beside(self, image: SourceUrl, limits: Limits) -> Found:
@@ -130,8 +130,8 @@ class Discovery:
         return Found((statement.digest,), str(url), is_vouched=signature is not None)
 
     async def _read(self, url: SourceUrl) -> bytes:
-        headers: Mapping[str, str] = self._headers if url.origin in self._origins else {}
-        return await read_document(self._sources.open(url, headers))
+        access = self._access if url.origin in self._origins else self._access.elsewhere
+        return await read_document(self._sources.open(url, access))
 
     def _refusal(self, place: Candidate, why: str) -> KvmdError:
         """Give the error for a file that contradicts itself: where signatures count, nobody can have signed that."""
@@ -144,7 +144,7 @@ async def discovered(
 ) -> Found:
     """Add to what documents ``told`` of the image the checksum that the job names a file for, or that is found beside the image."""
     origins = {url.origin for url in job.urls}
-    discovery = Discovery(sources, keyring, headers=job.headers, origins=origins)
+    discovery = Discovery(sources, keyring, access=job.access, origins=origins)
     if job.checksum_url is not None:
         found = await discovery.at(image, job.checksum_url)
         if not found.digests:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from kvmd.core.image import ImagePolicy
 from kvmd.core.placement import Placement
 from kvmd.core.session import Terms
+from kvmd.ports import Access
 from kvmwire.digest import Algorithm, Digest
 from kvmwire.source import SourceUrl
 
@@ -46,7 +47,7 @@ class Job:
     session: str
     terms: Terms
     urls: Sequence[SourceUrl]
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    access: Access = Access()
     size: int | None = None
     checksum_url: SourceUrl | None = None
     rate_limit: int = 0

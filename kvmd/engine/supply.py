@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from kvmd.engine.job import Job, Limits
 from kvmd.engine.probing import Finding, Wish, probe_all, probe_until_usable
 from kvmd.errors import ChecksumConflictError, ContentError, KvmdError, MetalinkInvalidError, SourceError
 from kvmd.log import get_logger
-from kvmd.ports import Clock, Head, Source, Sources
+from kvmd.ports import Access, Clock, Head, Source, Sources
 from kvmwire.digest import Digest
 from kvmwire.source import SourceUrl
 
@@ -40,11 +40,11 @@ class Supply:
     """The sources of one job, and what each of them said. ``findings`` are None where there is no answer yet.
 
     A Metalink that was read is no source any more: its mirrors are. ``manifest`` is what documents and headers tell of the image.
-    Mirrors that they name get none of the event's headers, and name no further mirrors.
+    Mirrors that they name get none of the event's headers, its credentials where these cover them, and name no further mirrors.
     """
 
     def __init__(self, job: Job, sources: Sources, *, limits: Limits, clock: Clock) -> None:
-        self.sources: list[Source] = [_opened(sources, url, job.headers) for url in job.urls]
+        self.sources: list[Source] = [_opened(sources, url, job.access) for url in job.urls]
         self.findings: list[Finding | None] = [None] * len(self.sources)
         self.manifest = Manifest()
         self._job = job
@@ -163,7 +163,7 @@ class Supply:
             async with asyncio.timeout(DESCRIPTIONS_S):
                 for url, finding in list(found.values())[:_MAX_DESCRIPTIONS]:
                     try:
-                        manifest = await self._read(self._opener.open(url, {}), None)
+                        manifest = await self._read(self._opener.open(url, self._job.access.elsewhere), None)
                         self._check(url, manifest, [], size=finding.entity.size if finding.entity else None)
                     except KvmdError as exc:
                         log.info("description not used", source=url, code=exc.code, message=exc.message)
@@ -208,7 +208,7 @@ class Supply:
         """Open sources for those URLs that are not among the sources yet; one that may not be used says so."""
         known, first = {source.url.raw for source in self.sources}, len(self.sources)
         for url in [url for url in urls if url.raw not in known and not is_metalink(url, "")][:MAX_MIRRORS]:
-            self.sources.append(_opened(self._opener, url, {}))
+            self.sources.append(_opened(self._opener, url, self._job.access.elsewhere))
             self.findings.append(None)
         return list(range(first, len(self.sources)))
 
@@ -230,9 +230,9 @@ class _Refused:
         raise self._error
 
 
-def _opened(sources: Sources, url: SourceUrl, headers: Mapping[str, str]) -> Source:
+def _opened(sources: Sources, url: SourceUrl, access: Access) -> Source:
     try:
-        return sources.open(url, headers)
+        return sources.open(url, access)
     except SourceError as exc:
         return _Refused(url, exc)
 

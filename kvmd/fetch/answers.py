@@ -16,10 +16,8 @@ from kvmd.errors import (
     EntityChangedError,
     ProtocolError,
     RangeMismatchError,
-    SourceError,
     SourceStatusError,
     SourceUnreachableError,
-    TlsClientCertError,
 )
 from kvmwire.source import SourceUrl
 
@@ -132,11 +130,6 @@ def retry_after_s(header: str | None, *, now: datetime) -> float:
 def wants_client_certificate(answer: Answer, body: bytes) -> bool:
     """Whether this 400 is nginx's way to say that a client certificate is missing (it completes the handshake first)."""
     return answer.status == 400 and b"SSL certificate" in body  # noqa: PLR2004 - the HTTP status it is about
-
-
-def client_certificate_error(url: SourceUrl) -> SourceError:
-    """Give the error for a server that wants a client certificate."""
-    return TlsClientCertError(f"source {url}: the server wants a client certificate and none was given for it.")
 
 
 def _total(answer: Answer) -> int | None:

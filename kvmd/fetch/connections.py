@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
-from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
+from yarl import URL
 
 from kvmd.core.addresses import AddressPolicy
+from kvmd.fetch.tls import watch
 from kvmd.plugin import Environment, TlsFiles
 from kvmwire import __version__
-from kvmwire.source import Origin
+from kvmwire.source import Origin, SourceUrl
 
 _USER_AGENT = f"kvmd/{__version__}"
 READ_BUFFER = 256 * 1024
@@ -31,7 +33,17 @@ class ForbiddenAddressError(OSError):
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Uses no connection again on which something came that nobody asked for: it would be taken for the next answer."""
+    """Uses no connection again on which something came that nobody asked for: it would be taken for the next answer.
+
+    ``proxy_tls`` are the contexts for https proxies: aiohttp would show them the origin's client certificate, and believe its CA.
+    """
+
+    proxy_tls: Mapping[URL, ssl.SSLContext]
+
+    def _update_proxy_auth_header_and_build_proxy_req(self, req: ClientRequest) -> ClientRequest:
+        proxied = super()._update_proxy_auth_header_and_build_proxy_req(req)
+        proxied._ssl = self.proxy_tls.get(proxied.url, True)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - it is given no other way
+        return proxied
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
         while (connection := await super()._get(key, traces)) is not None:
@@ -49,18 +61,26 @@ class Connections:
         self._addresses = addresses
         self._session: aiohttp.ClientSession | None = None
         self._contexts: dict[TlsFiles, ssl.SSLContext] = {}
+        self._proxy_tls: dict[URL, ssl.SSLContext] = {}
 
-    async def get(self, url: str, *, origin: Origin, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """Send one GET, byte for byte to this URL, without following redirects. Raises what aiohttp raises."""
-        from yarl import URL  # noqa: PLC0415 - the name would hide our own notion of a URL in this module
+    async def get(
+        self, url: str, *, origin: Origin, headers: Mapping[str, str], credentials: Sequence[str]
+    ) -> aiohttp.ClientResponse:
+        """Send one GET, byte for byte to this URL, without following redirects. Raises what aiohttp raises.
 
-        tls = self._environment.tls.get(origin, TlsFiles())
+        A kept connection is used again only where its TLS context is the very one that this request gets (aiohttp's key holds it):
+        no request goes out under another's client certificate, or to a server that was believed for other reasons.
+        """
+        context = await self._context(origin, credentials) if origin.scheme == "https" else True
+        proxy = self._environment.proxies.get(origin)
+        if proxy is not None and proxy.startswith("https:"):
+            self._proxy_tls[URL(proxy)] = await self._context(SourceUrl.parse(proxy).origin, ())
         return await self._opened().get(
             URL(url, encoded=True),
             headers={"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": _USER_AGENT, **headers},
             allow_redirects=False,
-            ssl=self._context(tls) if origin.scheme == "https" else True,
-            proxy=self._environment.proxies.get(origin),
+            ssl=context,
+            proxy=proxy,
         )
 
     async def close(self) -> None:
@@ -72,6 +92,7 @@ class Connections:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = _Connector(limit=0, socket_factory=self._socket_factory())
+            connector.proxy_tls = self._proxy_tls
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 auto_decompress=False,
@@ -93,7 +114,14 @@ class Connections:
 
         return make
 
-    def _context(self, tls: TlsFiles) -> ssl.SSLContext:
-        if tls not in self._contexts:
-            self._contexts[tls] = tls.context()
-        return self._contexts[tls]
+    async def _context(self, origin: Origin, credentials: Sequence[str]) -> ssl.SSLContext:
+        files = self._environment.tls.get(origin)
+        installed = await self._environment.credentials.tls(origin, credentials) if files is None else None
+        if installed is not None:
+            watch(installed)
+            return installed
+        files = files or TlsFiles()
+        if files not in self._contexts:
+            self._contexts[files] = files.context()
+            watch(self._contexts[files])
+        return self._contexts[files]

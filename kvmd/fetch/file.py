@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,7 +29,7 @@ from kvmd.errors import (
 )
 from kvmd.fetch.files import HEAD_LENGTH, check_same, entity_of, path_parts, refuse_headers
 from kvmd.plugin import Environment
-from kvmd.ports import Head
+from kvmd.ports import Access, Head
 from kvmwire.source import SourceUrl
 
 T = TypeVar("T")
@@ -48,9 +48,9 @@ class FileSources:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
 
-    def open(self, url: SourceUrl, headers: Mapping[str, str]) -> FileSource:
+    def open(self, url: SourceUrl, access: Access) -> FileSource:
         """See the port. Raises UrlForbiddenError where the path is in none of the folders."""
-        refuse_headers(url, headers)
+        refuse_headers(url, access.headers)
         if url.origin.host:
             raise UrlInvalidError(
                 f"source {url}: a file URL has no host, this one names {url.origin.host}.",

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import resource
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from urllib.parse import urljoin
 
@@ -23,17 +21,12 @@ from kvmd.core.watch import SpeedWatch
 from kvmd.errors import (
     EmptySourceError,
     EntityChangedError,
-    KvmdError,
-    OpenFilesError,
     ProtocolError,
     RangeMismatchError,
     RedirectForbiddenError,
     RedirectLimitError,
-    SourceError,
     SourceStalledError,
-    SourceStatusError,
     SourceUnreachableError,
-    TlsVerifyError,
     UrlForbiddenError,
     source_error,
 )
@@ -44,15 +37,17 @@ from kvmd.fetch.answers import (
     check_encoding,
     check_range,
     check_status,
-    client_certificate_error,
     entity_of,
     wants_client_certificate,
 )
 from kvmd.fetch.body import Body
-from kvmd.fetch.connections import Connections, ForbiddenAddressError
+from kvmd.fetch.connections import Connections
+from kvmd.fetch.faults import translated
 from kvmd.fetch.gathering import gathered
+from kvmd.fetch.portrule import check_port
+from kvmd.fetch.tls import Handshake, client_certificate_error, noted
 from kvmd.plugin import Environment
-from kvmd.ports import Head
+from kvmd.ports import Access, Head
 from kvmwire.codes import WireError
 from kvmwire.headers import check_header_name, check_header_value
 from kvmwire.source import Origin, SourceUrl
@@ -78,15 +73,15 @@ class HttpSources:
         self._connections = Connections(environment, environment.addresses)
         self._typed = Connections(environment, _EVERYWHERE)
 
-    def open(self, url: SourceUrl, headers: Mapping[str, str]) -> HttpSource:
-        """See the port; the headers go to the URL's own origin only."""
+    def open(self, url: SourceUrl, access: Access) -> HttpSource:
+        """See the port."""
         if url.origin.scheme == "http" and not self.environment.allow_http:
             raise UrlForbiddenError(f"source {url}: plain http is not allowed on this host (policy.allow_http).")
         try:
-            checked = {check_header_name(name): check_header_value(value) for name, value in headers.items()}
+            headers = {check_header_name(name): check_header_value(value) for name, value in access.headers.items()}
         except WireError as exc:
             raise source_error(exc) from exc
-        return HttpSource(url, checked, self)
+        return HttpSource(url, replace(access, headers=headers), self)
 
     def connections_to(self, origin: Origin) -> Connections:
         """Give the connections that may be used for URLs of this origin."""
@@ -102,12 +97,13 @@ class HttpSources:
 class HttpSource:
     """One URL. Where it redirects to is remembered until that place refuses."""
 
-    def __init__(self, url: SourceUrl, headers: Mapping[str, str], sources: HttpSources) -> None:
+    def __init__(self, url: SourceUrl, access: Access, sources: HttpSources) -> None:
         self._url = url
-        self._headers = headers
+        self._access = access
         self._sources = sources
         self._environment = sources.environment
         self._redirect: SourceUrl | None = None
+        self._has_answered = False
 
     @property
     def url(self) -> SourceUrl:
@@ -191,7 +187,7 @@ class HttpSource:
         response, answer = await self._follow(headers)
         try:
             if wants_client_certificate(answer, await _error_body(response, answer)):
-                raise client_certificate_error(answer.url)
+                raise client_certificate_error(answer.url, self._shown_to(answer.url.origin))
             check_status(answer, now=datetime.now(UTC))
             yield response, answer
         finally:
@@ -234,20 +230,33 @@ class HttpSource:
         return target
 
     async def _get(self, url: SourceUrl, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, Answer]:
-        is_own = url.origin == self._url.origin
-        connections = self._sources.connections_to(url.origin)
-        with _translated(url):
+        check_port(url, self._environment)
+        own = self._access if url.origin == self._url.origin else self._access.elsewhere
+        secret = self._environment.credentials.headers(url.origin, self._access.credentials)
+        handshake = Handshake(self._shown_to(url.origin), is_first=not self._has_answered)
+        with noted(handshake), translated(url, handshake):
             try:
                 async with asyncio.timeout(self._environment.stall_timeout_s):
-                    response = await connections.get(
-                        url.raw, origin=url.origin, headers={**(self._headers if is_own else {}), **headers}
+                    response = await self._sources.connections_to(url.origin).get(
+                        url.raw,
+                        origin=url.origin,
+                        headers={**joined(own.headers, secret), **headers},
+                        credentials=self._access.credentials,
                     )
             except TimeoutError as exc:
                 if isinstance(exc, aiohttp.ServerTimeoutError):
                     raise
                 raise SourceStalledError(f"source {url}: no answer within the stall timeout.") from exc
+        self._has_answered = True
         chunked = response.headers.get("Transfer-Encoding", "").lower().endswith("chunked")
         return response, Answer(url, response.status, response.headers, chunked)
+
+    def _shown_to(self, origin: Origin) -> str | None:
+        """Say whose client certificate is shown to this origin."""
+        if origin in self._environment.tls:
+            return "--cert" if self._environment.tls[origin].cert else None
+        name = self._environment.credentials.presented(origin, self._access.credentials)
+        return f"credential {name}" if name is not None else None
 
 
 def _cut(response: aiohttp.ClientResponse) -> None:
@@ -269,7 +278,7 @@ async def _error_body(response: aiohttp.ClientResponse, answer: Answer) -> bytes
 async def _stream(response: aiohttp.ClientResponse, url: SourceUrl, stall_timeout_s: float) -> AsyncIterator[bytes]:
     """Yield what arrives. Raises SourceStalledError after that many seconds without a byte."""
     while True:
-        with _translated(url):
+        with translated(url):
             try:
                 async with asyncio.timeout(stall_timeout_s):
                     chunk, is_chunk_end = await response.content.readchunk()
@@ -286,7 +295,7 @@ async def _stream(response: aiohttp.ClientResponse, url: SourceUrl, stall_timeou
 async def _translated_stream(
     blocks: AsyncIterator[bytes | memoryview], url: SourceUrl
 ) -> AsyncIterator[bytes | memoryview]:
-    with _translated(url):
+    with translated(url):
         async for block in blocks:
             yield block
 
@@ -307,88 +316,10 @@ async def _exactly(chunks: AsyncIterator[bytes], length: int | None, url: Source
         raise SourceUnreachableError(f"source {url}: the answer ended {left} bytes early; the rest is asked for again.")
 
 
-@contextmanager
-def _translated(url: SourceUrl) -> Generator[None]:
-    """Turn what aiohttp, ssl and the socket raise into our errors."""
-    try:
-        yield
-    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as exc:
-        raise _tls_error(url, exc) from exc
-    except aiohttp.ServerTimeoutError as exc:
-        raise SourceUnreachableError(f"source {url}: no connection within the connect timeout.") from exc
-    except (aiohttp.ClientOSError, ssl.SSLError) as exc:
-        raise _os_error(url, exc) from exc
-    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as exc:
-        raise SourceUnreachableError(f"source {url}: the connection broke off ({_text(exc)}).") from exc
-    except aiohttp.ClientHttpProxyError as exc:
-        raise _proxy_error(url, exc) from exc
-    except (aiohttp.ClientError, ValueError, asyncio.IncompleteReadError) as exc:
-        raise ProtocolError(f"source {url}: not proper HTTP ({_text(exc)}); refused.") from exc
-
-
-def _proxy_error(url: SourceUrl, exc: aiohttp.ClientHttpProxyError) -> SourceError:
-    """Say what the proxy answered to CONNECT; a proxy that cannot reach the origin is asked again later."""
-    proxy = exc.request_info.real_url.authority
-    said = f"source {url}: its proxy {proxy} made no connection (HTTP {exc.status} {exc.message[:100]!a})"
-    if exc.status >= 500:  # noqa: PLR2004 - the statuses of a server's own trouble
-        return SourceUnreachableError(f"{said}; it is asked again later.", status=exc.status)
-    return SourceStatusError(f"{said}; not asked again.", status=exc.status)
-
-
-def _os_error(url: SourceUrl, exc: OSError) -> KvmdError:
-    cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
-    if isinstance(cause, ForbiddenAddressError):
-        return UrlForbiddenError(
-            f"source {url}: its address {cause.address} is not allowed by this host's policy; not dialled."
-        )
-    if cause.errno in {errno.EMFILE, errno.ENFILE}:
-        return OpenFilesError(f"source {url}", limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    if isinstance(exc, ssl.SSLError) or isinstance(exc.__cause__, ssl.SSLError):
-        return _tls_error(url, exc)
-    if isinstance(exc, aiohttp.ClientConnectorError):
-        return SourceUnreachableError(
-            f"source {url}: no connection to {exc.host}:{exc.port} ({_reason(exc.os_error)}).",
-            is_throttle=cause.errno == errno.ECONNREFUSED,  # it may have as many connections as it wants
-        )
-    return SourceUnreachableError(f"source {url}: {_text(exc)}.")
-
-
-def _reason(error: OSError) -> str:
-    """Say why in the system's words: asyncio puts its own text into strerror, a resolver's error has none but its own."""
-    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else _text(error)
-
-
-def _tls_error(url: SourceUrl, exc: BaseException) -> SourceError:
-    error = _ssl_error(exc)
-    text = _text(exc) if error is None else _tls_reason(error)
-    if "CERTIFICATE_REQUIRED" in text.upper().replace(" ", "_"):
-        return client_certificate_error(url)
-    return TlsVerifyError(f"source {url}: TLS failed: {text}.")
-
-
-def _ssl_error(exc: BaseException) -> ssl.SSLError | None:
-    """Give what the TLS library said, out of what aiohttp wraps around it."""
-    inner: BaseException = exc
-    match exc:
-        case aiohttp.ClientConnectorCertificateError():
-            inner = exc.certificate_error
-        case aiohttp.ClientConnectorError():
-            inner = exc.os_error
-        case BaseException(__cause__=ssl.SSLError() as cause):
-            inner = cause
-        case _:
-            pass
-    return inner if isinstance(inner, ssl.SSLError) else None
-
-
-def _tls_reason(error: ssl.SSLError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the server's certificate is not trusted, {error.verify_message}".rstrip(".")
-    return (error.reason or _text(error)).replace("_", " ").lower()
-
-
-def _text(exc: BaseException) -> str:
-    return (str(exc) or type(exc).__name__).encode("ascii", "replace").decode()[:300].rstrip(".")
+def joined(headers: Mapping[str, str], secret: Mapping[str, str]) -> Mapping[str, str]:
+    """Add a credential's headers to plain ones, and put them in place of those of the same name."""
+    names = {name.lower() for name in secret}
+    return {**{name: value for name, value in headers.items() if name.lower() not in names}, **secret}
 
 
 def _tls_version(response: aiohttp.ClientResponse) -> str | None:

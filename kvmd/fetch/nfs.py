@@ -9,7 +9,7 @@ a client would make of them is not what the publisher saw.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 
@@ -19,7 +19,7 @@ from kvmd.errors import SourceError, SourceUnreachableError
 from kvmd.fetch.files import HEAD_LENGTH, SourceForgottenError, check_same, path_parts, refuse_headers
 from kvmd.fetch.nfsclients import Clients, Connection, Identity
 from kvmd.plugin import Environment
-from kvmd.ports import Head
+from kvmd.ports import Access, Head
 from kvmwire.source import SourceUrl
 
 _FIRST, _SMALLEST = 64 * 1024, 16 * 1024
@@ -38,9 +38,9 @@ class NfsSources:
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
 
-    def open(self, url: SourceUrl, headers: Mapping[str, str]) -> NfsSource:
+    def open(self, url: SourceUrl, access: Access) -> NfsSource:
         """See the port; headers are refused, as NFS has none."""
-        refuse_headers(url, headers)
+        refuse_headers(url, access.headers)
         return NfsSource(url, path_parts(url), self._clients)
 
     async def close(self) -> None:

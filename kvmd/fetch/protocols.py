@@ -12,9 +12,10 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from kvmd.errors import OpenFilesError, ProtocolUnsupportedError
+from kvmd.fetch.portrule import check_port
 from kvmd.log import get_logger
 from kvmd.plugin import GROUP, Environment, Factory
-from kvmd.ports import Source, Sources
+from kvmd.ports import Access, Source, Sources
 from kvmwire.source import SourceUrl
 
 log = get_logger(__name__)
@@ -34,9 +35,10 @@ class Protocols:
         self._options = options
         self._sources: dict[Factory, Sources] = {}
 
-    def open(self, url: SourceUrl, headers: Mapping[str, str]) -> Source:
+    def open(self, url: SourceUrl, access: Access) -> Source:
         """See the port. Raises ProtocolUnsupportedError for a scheme that nothing which could be loaded serves."""
-        return self._of(url).open(url, headers)
+        check_port(url, self._environment)
+        return self._of(url).open(url, access)
 
     async def close(self) -> None:
         """Close what every plug-in has open."""

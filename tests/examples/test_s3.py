@@ -34,7 +34,7 @@ from kvmd.errors import (
 )
 from kvmd.fetch.protocols import load_plugins
 from kvmd.plugin import Environment, Factory
-from kvmd.ports import Source, Sources
+from kvmd.ports import Access, Source, Sources
 from kvmwire.source import SourceUrl
 from tests.kvmd.commands import Ran, kvmd, quick_config
 from tests.kvmd.daemon.harness import LOOPBACK, Daemon, record, running, sha256, site, toml
@@ -132,7 +132,7 @@ class Opener:
 
     def open(self, url: str, options: Mapping[str, Any], **environment: Any) -> Source:
         """Open one URL."""
-        return self.sources(options, **environment).open(SourceUrl.parse(url), {})
+        return self.sources(options, **environment).open(SourceUrl.parse(url), Access())
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ class _Bucket:
         path = self.root / name
         if path.exists():
             self._store.put("contract", name, path.read_bytes())
-        return self._sources.open(SourceUrl.parse(f"s3://contract/{quote(name)}"), {})
+        return self._sources.open(SourceUrl.parse(f"s3://contract/{quote(name)}"), Access())
 
     async def close(self) -> None:
         await self._sources.close()
@@ -365,7 +365,7 @@ class TestRules:
 
     def test_headers_are_refused(self, opener: Opener) -> None:
         with pytest.raises(HeaderForbiddenError, match="x-amz-acl"):
-            opener.sources({}).open(SourceUrl.parse(DISK), {"x-amz-acl": "private"})
+            opener.sources({}).open(SourceUrl.parse(DISK), Access({"x-amz-acl": "private"}))
 
     @pytest.mark.parametrize(
         "url",

@@ -21,7 +21,7 @@ from kvmd.errors import (
     UrlForbiddenError,
 )
 from kvmd.plugin import Environment
-from kvmd.ports import Head
+from kvmd.ports import Access, Head
 from kvmd_s3.answers import OK, PARTIAL, Answer, check_same, check_status, entity_of
 from kvmd_s3.connections import Connections, translated
 from kvmd_s3.location import Location, locate
@@ -48,11 +48,11 @@ class S3Sources:
         self._options = options
         self._connections = Connections(environment, options)
 
-    def open(self, url: SourceUrl, headers: Mapping[str, str]) -> S3Source:
+    def open(self, url: SourceUrl, access: Access) -> S3Source:
         """See the port. Headers are refused: those that S3 knows would have to be part of the signature."""
-        if headers:
+        if access.headers:
             raise HeaderForbiddenError(
-                f"source {url}: s3 sends no headers of an event, which gives {', '.join(sorted(headers))}; refused.",
+                f"source {url}: s3 sends no headers of an event, which gives {', '.join(sorted(access.headers))}; refused.",
                 hint="Remove the headers, or give them to http sources alone.",
             )
         location = locate(url, self._options)

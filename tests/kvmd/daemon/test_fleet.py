@@ -20,6 +20,7 @@ from kvmd.config import DirectoryPool, MqttSettings, PolicySettings, Settings
 from kvmd.journal import SqliteJournal
 from kvmd.notify import Notifier
 from kvmd.ports import Sources
+from kvmd.vault import Vault
 from tests.kvmd.daemon.harness import LOOPBACK, Site, record, site
 from tests.support import images
 from tests.support.brokers import Broker
@@ -50,7 +51,7 @@ async def running_host(
     """Run all of a daemon but its process: real journal, bus, inbox, prober, reconciler and store."""
     journal = await SqliteJournal.open(settings.state_dir)
     stopped = asyncio.Event()
-    daemon = build_daemon(settings, await journal.load(), journal, sources, executor, Notifier())
+    daemon = build_daemon(settings, await journal.load(), journal, sources, Vault(), executor, Notifier())
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(daemon.run(stopped))

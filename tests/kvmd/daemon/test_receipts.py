@@ -58,7 +58,6 @@ REFUSED: dict[str, tuple[str, Any, str, str]] = {
     "a bad volume name": ("deploy/all/d", _deploy(name="a/b"), "EVENT_SCHEMA", "name"),
     "a command for nothing": ("command/all/cancel", {"templat": "deb12"}, "EVENT_SCHEMA", "templat"),
     "a machine": ("deploy/all/d", _deploy(machine={"name": "vm1"}), "UNSUPPORTED", "machine"),
-    "credentials": ("register/deb12", _register(credentials=["token"]), "UNSUPPORTED", "credentials"),
     "a credential for all": ("credential/all/ca", {}, "UNSUPPORTED", "credential"),
     "a credential for this host": (f"credential/host/{HOST}/token", {}, "UNSUPPORTED", "credential"),
     "scrub": ("command/all/scrub", {}, "UNSUPPORTED", "scrub"),

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,9 @@ from kvmd.engine.job import Job
 from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
 from kvmd.plugin import TlsFiles
+from kvmd.ports import Access
 from kvmd.store.directory import STAGING, DirectoryStore
+from kvmd.vault import Vault
 from kvmwire.digest import Digest
 from kvmwire.events import ImageFormat
 from kvmwire.source import SourceUrl
@@ -87,6 +89,7 @@ class Asked(TypedDict, total=False):
     format: ImageFormat
     headers: Mapping[str, str]
     tls: TlsFiles
+    credentials: Sequence[str]
     size: int
     deadline: datetime
     checksum_url: str
@@ -103,6 +106,7 @@ class Host:
         policy: Mapping[str, object] | None = None,
         inspector: Mapping[str, object] | None = None,
     ) -> None:
+        self.vault = Vault()
         self.pool = folder / "pool"
         self.pool.mkdir(parents=True, exist_ok=True)
         (folder / "outside").write_text("not kvmd's")
@@ -142,10 +146,13 @@ class Host:
             states.append(state)
 
         named = SourceUrl.parse(asked["checksum_url"]) if "checksum_url" in asked else None
-        job = Job(uuid.uuid4().hex, terms, parsed, asked.get("headers", {}), asked.get("size"), checksum_url=named)
+        access = Access(asked.get("headers", {}), tuple(asked.get("credentials", ())))
+        job = Job(uuid.uuid4().hex, terms, parsed, access, asked.get("size"), checksum_url=named)
         executor, clock = disk_threads(self.settings), SteadyClock()
         try:
-            environment = environment_of(self.settings, executor, typed=parsed, tls=asked.get("tls", TlsFiles()))
+            environment = environment_of(
+                self.settings, executor, typed=parsed, tls=asked.get("tls", TlsFiles()), credentials=self.vault
+            )
             async with open_sources(self.settings, environment) as sources:
                 store = DirectoryStore("pool", self.pool, executor=executor)
                 keyring = keyring_of(self.settings.policy, executor)

@@ -24,7 +24,7 @@ from kvmd.errors import ProtocolError, RangeMismatchError, SourceError, SourceSt
 from kvmd.fetch.body import MOMENT_S
 from kvmd.fetch.http import HttpSources
 from kvmd.plugin import Environment, TlsFiles
-from kvmd.ports import Source
+from kvmd.ports import Access, Source
 from kvmwire.source import SourceUrl
 from tests.kvmd.fetch.wire import Call, Wire, head_of
 from tests.support.contents import GeneratedContent
@@ -55,7 +55,7 @@ async def reading(
             Environment(AddressPolicy((), ()), executor, stall_timeout_s=stall_timeout_s, tls=trusted)
         )
         try:
-            yield sources, sources.open(parsed, {})
+            yield sources, sources.open(parsed, Access())
         finally:
             await sources.close()
 

@@ -15,6 +15,7 @@ from kvmd.core.addresses import AddressPolicy
 from kvmd.errors import SourceUnreachableError, UrlForbiddenError
 from kvmd.fetch.http import HttpSources
 from kvmd.plugin import Environment
+from kvmd.ports import Access
 from kvmwire.source import SourceUrl
 from tests.support import images
 from tests.support.hostile import HostileServer
@@ -59,7 +60,7 @@ async def test_of_mixed_addresses_only_the_allowed_one_is_dialled(
     hostile.add("disk", SMALL)
     with _listener("127.0.0.2", hostile.port) as canary:
         resolves("mixed.test", ["127.0.0.2", "127.0.0.1"])
-        head = await sources.open(SourceUrl.parse(hostile.url("disk", host="mixed.test")), {}).probe()
+        head = await sources.open(SourceUrl.parse(hostile.url("disk", host="mixed.test")), Access()).probe()
         assert head.entity.size == len(SMALL)
         assert not _was_dialled(canary)
 
@@ -70,14 +71,14 @@ async def test_a_name_with_denied_addresses_only_is_forbidden(
     with _listener("127.0.0.2", hostile.port) as canary:
         resolves("inside.test", ["127.0.0.2", "127.0.0.3"])
         with pytest.raises(UrlForbiddenError, match=r"127\.0\.0\.[23]"):
-            await sources.open(SourceUrl.parse(hostile.url("disk", host="inside.test")), {}).probe()
+            await sources.open(SourceUrl.parse(hostile.url("disk", host="inside.test")), Access()).probe()
         assert not _was_dialled(canary)
 
 
 async def test_a_mapped_address_is_unwrapped(hostile: HostileServer, sources: HttpSources, resolves: Resolve) -> None:
     resolves("mapped.test", ["::ffff:127.0.0.2"])
     with pytest.raises(UrlForbiddenError):
-        await sources.open(SourceUrl.parse(hostile.url("disk", host="mapped.test")), {}).probe()
+        await sources.open(SourceUrl.parse(hostile.url("disk", host="mapped.test")), Access()).probe()
 
 
 async def test_an_ipv6_address_that_swallows_everything_costs_less_than_a_second(
@@ -89,7 +90,7 @@ async def test_an_ipv6_address_that_swallows_everything_costs_less_than_a_second
     with _black_hole("::1", hostile.port):
         resolves("six.test", ["::1", "127.0.0.1"])
         started = time.monotonic()
-        head = await sources.open(SourceUrl.parse(hostile.url("disk", host="six.test")), {}).probe()
+        head = await sources.open(SourceUrl.parse(hostile.url("disk", host="six.test")), Access()).probe()
         assert time.monotonic() - started < 1.0
     assert head.entity.size == len(SMALL)
     await sources.close()
@@ -102,7 +103,7 @@ async def test_a_name_without_addresses_is_unreachable(sources: HttpSources, mon
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with pytest.raises(SourceUnreachableError, match=r"nowhere\.test"):
-        await sources.open(SourceUrl.parse("http://nowhere.test/disk"), {}).probe()
+        await sources.open(SourceUrl.parse("http://nowhere.test/disk"), Access()).probe()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from kvmd.errors import (
 )
 from kvmd.fetch.file import sources
 from kvmd.plugin import Environment
-from kvmd.ports import Source
+from kvmd.ports import Access, Source
 from kvmwire.source import SourceUrl
 from tests.kvmd.fetch.contract import BLOCK, CONTENT, SourceContract, fetch, put
 
@@ -39,7 +39,7 @@ class FileOrigin:
         self.sources = sources(environment)
 
     def open(self, name: str) -> Source:
-        return self.sources.open(SourceUrl.parse((self.root / name).as_uri()), {})
+        return self.sources.open(SourceUrl.parse((self.root / name).as_uri()), Access())
 
     async def close(self) -> None:
         await self.sources.close()
@@ -112,25 +112,25 @@ async def test_a_folder_that_is_reached_through_a_link_is_as_good(environment: E
 def test_what_is_outside_of_the_folders_is_forbidden(environment: Environment, path: str) -> None:
     url = SourceUrl.parse("file://" + path.format(folder=environment.folders[0]))
     with pytest.raises(UrlForbiddenError):
-        sources(environment).open(url, {})
+        sources(environment).open(url, Access())
 
 
 def test_without_folders_everything_is_forbidden(environment: Environment) -> None:
     url = SourceUrl.parse(f"file://{environment.folders[0]}/disk")
     with pytest.raises(UrlForbiddenError):
-        sources(replace(environment, folders=())).open(url, {})
+        sources(replace(environment, folders=())).open(url, Access())
 
 
 @pytest.mark.parametrize("rest", ["localhost/images/disk", "/images/", "/images/disk?x", "/images/a%2Fb"])
 def test_hosts_queries_and_folders_are_invalid(environment: Environment, rest: str) -> None:
     with pytest.raises(UrlInvalidError):
-        sources(environment).open(SourceUrl.parse(f"file://{rest}"), {})
+        sources(environment).open(SourceUrl.parse(f"file://{rest}"), Access())
 
 
 def test_headers_are_refused(environment: Environment) -> None:
     url = SourceUrl.parse(f"file://{environment.folders[0]}/disk")
     with pytest.raises(HeaderForbiddenError):
-        sources(environment).open(url, {"X-Token": "1"})
+        sources(environment).open(url, Access({"X-Token": "1"}))
 
 
 async def test_a_sparse_file_of_more_than_4_gib(origin: FileOrigin) -> None:

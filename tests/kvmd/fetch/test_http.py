@@ -10,7 +10,7 @@ import pytest
 from kvmd.core.addresses import AddressPolicy
 from kvmd.fetch.http import sources
 from kvmd.plugin import Environment
-from kvmd.ports import Source
+from kvmd.ports import Access, Source
 from kvmwire.source import SourceUrl
 from tests.kvmd.fetch.contract import SourceContract
 from tests.support.nginx import Nginx
@@ -25,7 +25,7 @@ class HttpOrigin:
         self.sources = sources(environment)
 
     def open(self, name: str) -> Source:
-        return self.sources.open(SourceUrl.parse(self.server.url(name)), {})
+        return self.sources.open(SourceUrl.parse(self.server.url(name)), Access())
 
     async def close(self) -> None:
         await self.sources.close()

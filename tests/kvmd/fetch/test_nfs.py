@@ -34,7 +34,7 @@ from kvmd.errors import (
 )
 from kvmd.fetch.nfs import next_step, sources
 from kvmd.plugin import Environment
-from kvmd.ports import Source
+from kvmd.ports import Access, Source
 from kvmwire.source import SourceUrl
 from tests.kvmd.fetch.contract import BLOCK, CONTENT, SourceContract, fetch, put
 from tests.support.ganesha import NFS_3, Ganesha
@@ -62,7 +62,7 @@ class NfsOrigin:
         self.sources = sources(environment)
 
     def open(self, name: str) -> Source:
-        return self.sources.open(SourceUrl.parse(self.server.url(name)), {})
+        return self.sources.open(SourceUrl.parse(self.server.url(name)), Access())
 
     async def close(self) -> None:
         await self.sources.close()
@@ -133,7 +133,7 @@ class TestContractOf3(SourceContract):
         await made.close()
 
     async def test_what_is_in_no_export_is_forbidden(self, server_3: Ganesha, origin: NfsOrigin) -> None:
-        outside = origin.sources.open(SourceUrl.parse(f"nfs://127.0.0.1:{server_3.port}/etc/passwd"), {})
+        outside = origin.sources.open(SourceUrl.parse(f"nfs://127.0.0.1:{server_3.port}/etc/passwd"), Access())
         assert (await _refusal(outside)).code == "URL_FORBIDDEN"
 
 
@@ -166,18 +166,18 @@ async def test_a_file_below_a_file_is_refused(origin: NfsOrigin) -> None:
 @pytest.mark.parametrize("path", ["/export/../etc/passwd", "/export/%2e%2e/etc/passwd", "/export/a/../b"])
 def test_a_path_that_climbs_is_forbidden(environment: Environment, path: str) -> None:
     with pytest.raises(UrlForbiddenError):
-        sources(environment).open(SourceUrl.parse(f"nfs://127.0.0.1{path}"), {})
+        sources(environment).open(SourceUrl.parse(f"nfs://127.0.0.1{path}"), Access())
 
 
 @pytest.mark.parametrize("path", ["", "/", "/export/", "/export/a%2Fb", "/export/disk?vers=3", "/export/%ff"])
 def test_a_path_that_names_no_file_is_invalid(environment: Environment, path: str) -> None:
     with pytest.raises(UrlInvalidError):
-        sources(environment).open(SourceUrl.parse(f"nfs://127.0.0.1{path}"), {})
+        sources(environment).open(SourceUrl.parse(f"nfs://127.0.0.1{path}"), Access())
 
 
 def test_headers_are_refused(environment: Environment) -> None:
     with pytest.raises(HeaderForbiddenError):
-        sources(environment).open(SourceUrl.parse("nfs://127.0.0.1/export/disk"), {"X-Token": "1"})
+        sources(environment).open(SourceUrl.parse("nfs://127.0.0.1/export/disk"), Access({"X-Token": "1"}))
 
 
 @pytest.mark.parametrize("options", [{"uid": "0"}, {"gid": -1}, {"vers": 3}, {"uid": True}])
@@ -210,7 +210,7 @@ async def test_a_denied_address_is_not_dialled(server: Ganesha, environment: Env
 
 
 async def test_nobody_at_the_port_is_unreachable(environment: Environment) -> None:
-    source = sources(environment).open(SourceUrl.parse(f"nfs://127.0.0.1:{free_port()}/export/disk"), {})
+    source = sources(environment).open(SourceUrl.parse(f"nfs://127.0.0.1:{free_port()}/export/disk"), Access())
     with pytest.raises(SourceUnreachableError, match="refused"):
         await source.probe()
 

@@ -6,7 +6,7 @@ import importlib
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from kvmd.fetch.http import HttpSource
 from kvmd.fetch.http import sources as http
 from kvmd.fetch.protocols import Protocols, load_plugins
 from kvmd.plugin import Environment
-from kvmd.ports import Source, Sources
+from kvmd.ports import Access, Source, Sources
 from kvmwire.source import SourceUrl
 
 HTTP, TAPE = SourceUrl.parse("http://127.0.0.1/disk"), SourceUrl.parse("tape://library/disk")
@@ -32,8 +32,8 @@ class Tapes:
         self.environment = environment
         self.closed = 0
 
-    def open(self, url: SourceUrl, headers: Mapping[str, str]) -> Source:
-        raise ConfigError(f"{url} {sorted(headers)} {dict(self.environment.options)}")
+    def open(self, url: SourceUrl, access: Access) -> Source:
+        raise ConfigError(f"{url} {sorted(access.headers)} {dict(self.environment.options)}")
 
     async def close(self) -> None:
         self.closed += 1
@@ -101,9 +101,9 @@ def test_a_plug_in_that_cannot_be_loaded_tells_why_and_hurts_nobody(
     package("taped", f"tape = {entry_point}", source)
     protocols = Protocols(load_plugins({"http", "tape"}), environment, {})
     with pytest.raises(ProtocolUnsupportedError) as caught:
-        protocols.open(TAPE, {})
+        protocols.open(TAPE, Access())
     assert f"source {TAPE}: the plug-in for tape cannot be loaded: {entry_point}: {why}" in caught.value.message
-    assert isinstance(protocols.open(HTTP, {}), HttpSource)
+    assert isinstance(protocols.open(HTTP, Access()), HttpSource)
 
 
 def test_only_what_nobody_foresaw_is_logged_with_its_traceback(
@@ -119,13 +119,13 @@ def test_only_what_nobody_foresaw_is_logged_with_its_traceback(
 def test_an_unknown_scheme_is_told_with_those_that_there_are(environment: Environment) -> None:
     protocols = Protocols({"https": http, "http": http}, environment, {})
     with pytest.raises(ProtocolUnsupportedError, match="serves tape; there is http, https"):
-        protocols.open(TAPE, {})
+        protocols.open(TAPE, Access())
 
 
 def test_a_plug_in_gets_the_options_of_its_scheme_alone(environment: Environment) -> None:
     protocols = Protocols({"tape": Tapes}, environment, {"tape": {"drive": 1}, "other": {"drive": 2}})
     with pytest.raises(ConfigError, match=r"tape://library/disk \['A'\] \{'drive': 1\}"):
-        protocols.open(TAPE, {"A": "b"})
+        protocols.open(TAPE, Access({"A": "b"}))
 
 
 async def test_each_plug_in_is_made_once_when_it_is_needed_and_closed_in_the_end(environment: Environment) -> None:
@@ -143,7 +143,7 @@ async def test_each_plug_in_is_made_once_when_it_is_needed_and_closed_in_the_end
     assert made == []
     for scheme in ("tape", "tapes", "tape", "disk"):
         with pytest.raises(ConfigError):
-            protocols.open(SourceUrl.parse(f"{scheme}://a/b"), {})
+            protocols.open(SourceUrl.parse(f"{scheme}://a/b"), Access())
     assert len(made) == 2
     for _ in range(2):
         await protocols.close()

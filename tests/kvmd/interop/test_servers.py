@@ -15,6 +15,7 @@ from kvmd.core.addresses import AddressPolicy
 from kvmd.core.ranges import ByteRange
 from kvmd.fetch.http import HEAD, HttpSources
 from kvmd.plugin import Environment, TlsFiles
+from kvmd.ports import Access
 from kvmwire.source import SourceUrl
 from tests.kvmd.engine.fetching import Host
 from tests.kvmd.fetch.contract import fetch
@@ -99,7 +100,7 @@ async def test_a_file_of_several_segments(host: Host, server: WebServer, tls: Tl
 async def test_one_connection_serves_many_segments(server: WebServer) -> None:
     name = put(server, DISK[:MIB])
     async with Relay(server.port) as relay, sources_of(server, relay.port) as sources:
-        source = sources.open(SourceUrl.parse(server.url(name, port=relay.port)), {})
+        source = sources.open(SourceUrl.parse(server.url(name, port=relay.port)), Access())
         entity = (await source.probe()).entity
         assert entity.has_ranges == server.has_ranges
         # A probe of a server without ranges leaves the rest of the file behind, and its connection with it.
@@ -120,7 +121,7 @@ async def test_a_file_above_4_gib_is_read_at_its_end(server: WebServer) -> None:
         file.seek(4 * GIB)
         file.write(TAIL)
     async with sources_of(server, server.port) as sources:
-        source = sources.open(SourceUrl.parse(server.url("large")), {})
+        source = sources.open(SourceUrl.parse(server.url("large")), Access())
         entity = (await source.probe()).entity
         assert entity.size == size
         if server.has_ranges:
