@@ -37,6 +37,10 @@ MAX_ORIGINS = 64
 MAX_PEM = 128 * 1024
 MAX_SIZE = 2**63 - 1
 MAX_GENERATION = 2**63 - 1
+MAX_VCPUS = 4096
+MAX_MEMORY_MIB = 2**30
+MAX_DISK_GIB = 2**21
+MAX_CDROMS = 8
 
 
 class ImageFormat(StrEnum):
@@ -48,6 +52,13 @@ class ImageFormat(StrEnum):
     ISO = "iso"
     VMDK = "vmdk"
     VHDX = "vhdx"
+
+
+class ChecksumOf(StrEnum):
+    """What a checksum is of: the file as it is served, or the content of a compressed one."""
+
+    SERVED = "served"
+    CONTENT = "content"
 
 
 class Ensure(StrEnum):
@@ -130,6 +141,9 @@ class RegisterData(WireModel):
     url: Url | None = None
     sources: tuple[Url, ...] = Field(default=(), max_length=MAX_SOURCES)
     checksum: Checksum | None = None
+    checksum_of: ChecksumOf = Field(
+        default=ChecksumOf.SERVED, description="what the checksum is of, where the file is compressed"
+    )
     format: ImageFormat = ImageFormat.AUTO
     size: Annotated[PositiveInt, Field(le=MAX_SIZE)] | None = Field(default=None, description="bytes")
     headers: dict[HeaderName, HeaderValue] = Field(
@@ -181,16 +195,22 @@ class CloudInit(WireModel):
 
 
 class Machine(WireModel):
-    """A virtual machine to start from the template."""
+    """A virtual machine to start from the template; with ``ensure: absent`` one to remove, and the template's replica stays."""
 
     name: Name
-    vcpus: PositiveInt = 1
-    memory_mib: PositiveInt = 1024
-    disk_gib: PositiveInt | None = None
-    network: Name | None = None
+    vcpus: Annotated[PositiveInt, Field(le=MAX_VCPUS)] = 1
+    memory_mib: Annotated[PositiveInt, Field(le=MAX_MEMORY_MIB)] = 1024
+    disk_gib: Annotated[PositiveInt, Field(le=MAX_DISK_GIB)] | None = Field(
+        default=None, description="size of its disk; the template's where it is not given"
+    )
+    network: Name | None = Field(
+        default=None, description="a network of libvirt's, `user` or `none`; the host's choice where it is not given"
+    )
     cloud_init: CloudInit | None = None
-    cdrom: tuple[Name, ...] = ()
-    start: bool = True
+    cdrom: tuple[Name, ...] = Field(
+        default=(), max_length=MAX_CDROMS, description="templates of format iso, ready on the host"
+    )
+    start: bool = Field(default=True, description="whether it is to run")
 
 
 def _name_or_record(value: object) -> str:

@@ -30,7 +30,7 @@ from kvmd.plugin import TlsFiles
 from kvmd.ports import Access
 from kvmd.store.directory import DirectoryStore
 from kvmwire.digest import Digest
-from kvmwire.events import ImageFormat
+from kvmwire.events import ChecksumOf, ImageFormat
 from kvmwire.source import SourceUrl
 
 
@@ -43,6 +43,7 @@ class FetchRequest:
     name: str
     checksum: Digest | None = None
     checksum_url: SourceUrl | None = None
+    checksum_of: ChecksumOf = ChecksumOf.SERVED
     format: ImageFormat = ImageFormat.AUTO
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     tls: TlsFiles = TlsFiles()
@@ -58,6 +59,7 @@ async def fetch(request: FetchRequest, settings: Settings, listener: Listener) -
         sources=len(request.urls),
         max_virtual_size=settings.policy.max_virtual_size,
         images=images_of(settings.policy),
+        is_of_content=request.checksum_of is ChecksumOf.CONTENT,
     )
     clock = SystemClock()
     with disk_threads(settings) as executor:

@@ -74,6 +74,8 @@ def limits_of(settings: Settings) -> Limits:
         require_checksum=settings.policy.require_checksum,
         discovers_checksums=settings.policy.discover_checksums,
         images=images_of(settings.policy),
+        decompress=settings.policy.decompress,
+        max_ratio=settings.policy.max_compression_ratio,
     )
 
 

@@ -64,6 +64,7 @@ def _request(arguments: argparse.Namespace, tls: TlsFiles) -> fetching.FetchRequ
         name=name,
         checksum=arguments.checksum if isinstance(arguments.checksum, Digest) else None,
         checksum_url=arguments.checksum if isinstance(arguments.checksum, SourceUrl) else None,
+        checksum_of=arguments.checksum_of,
         format=arguments.format,
         headers=dict(arguments.header),
         tls=tls,

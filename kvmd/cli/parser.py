@@ -9,7 +9,7 @@ from typing import Protocol
 from kvmwire import __version__
 from kvmwire.codes import WireError
 from kvmwire.digest import Digest
-from kvmwire.events import ImageFormat
+from kvmwire.events import ChecksumOf, ImageFormat
 from kvmwire.headers import check_header_name, check_header_value
 from kvmwire.source import SourceUrl
 
@@ -68,6 +68,14 @@ def _add_fetch(commands: Commands) -> None:
         metavar="{ALG}HEX",
         type=_checksum,
         help="promised digest, such as {SHA-256}9f86..., or the URL of a file that has it",
+    )
+    parser.add_argument(
+        "--checksum-of",
+        metavar="WHAT",
+        type=ChecksumOf,
+        choices=list(ChecksumOf),
+        default=ChecksumOf.SERVED,
+        help="what a checksum is of where the file is compressed: served (the file itself, default) or content",
     )
     parser.add_argument(
         "--format",

@@ -108,6 +108,7 @@ class Replica:
 
     ``made_for`` is the fingerprint of the wish it was last worked on for, ``content`` what the volume at ``placement`` was to
     hold. ``must_rehash``: somebody asked for a recheck, so the volume is read again although nobody seems to have touched it.
+    ``is_unpacked``: the volume was made of a compressed file.
     """
 
     status: ReplicaStatus
@@ -117,6 +118,7 @@ class Replica:
     placement: Placement | None = None
     is_ours: bool = False
     must_rehash: bool = False
+    is_unpacked: bool = False
 
     @property
     def key(self) -> ReplicaKey:

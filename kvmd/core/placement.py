@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvmd.core.image import ImageHead
+from kvmd.errors import KvmdError
 from kvmwire.digest import Digest
 
 
@@ -34,8 +35,21 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A whole file that was read from the disk: what identifies it, what kind of image it is, and its other digests."""
+    """A whole file that was read from the disk: what identifies it, what kind of image it is, and its other digests.
+
+    ``served`` are the digests of the file as it was served, where that is another one: it was compressed. Else None.
+    """
 
     placement: Placement
     image: ImageHead
     digests: tuple[Digest, ...] = ()
+    served: tuple[Digest, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A compressed file that was read from the disk, its digests, and why it could not be unpacked. ``size`` is bytes."""
+
+    size: int
+    served: tuple[Digest, ...]
+    trouble: KvmdError

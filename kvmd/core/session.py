@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kvmd.core.image import ImageHead, ImagePolicy, check
-from kvmd.core.placement import Placement, Stored
+from kvmd.core.placement import Placement, Stored, Unusable
 from kvmd.core.retry import backoff_s, is_retryable, server_pause_s
 from kvmd.errors import (
     CancelledByUserError,
@@ -20,15 +20,18 @@ from kvmd.errors import (
     ExistsError,
     KvmdError,
 )
-from kvmwire.codes import FailureCode
-from kvmwire.digest import Digest
+from kvmwire.codes import CODES, FailureCode
+from kvmwire.digest import Algorithm, Digest
 from kvmwire.events import ImageFormat
 from kvmwire.status import Failure
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What was asked for; the same for the whole session. Sizes are bytes, 0: no limit."""
+    """What was asked for; the same for the whole session. Sizes are bytes, 0: no limit.
+
+    ``is_of_content``: ``expected`` is of the content where the file is compressed, else of the file as it is served.
+    """
 
     volume: str
     expected: Digest | None
@@ -37,6 +40,12 @@ class Terms:
     max_virtual_size: int = 0
     deadline: datetime | None = None
     images: ImagePolicy = ImagePolicy()
+    is_of_content: bool = False
+
+    @property
+    def served(self) -> Digest | None:
+        """The digest that the served file must have, None where nothing is promised of it."""
+        return None if self.is_of_content else self.expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +199,14 @@ class RemovalStarted:
 class LookedUp:
     """``stored`` is the file under the final name, None where there is none; ``is_ours`` tells that kvmd put it there.
 
-    ``recorded`` is the digest it had when it became ready for this very wish, None where it never did.
+    ``recorded`` is the digest it had when it became ready for this very wish, None where it never did. ``is_unpacked``: kvmd
+    made it of a compressed file.
     """
 
     stored: Stored | None
     is_ours: bool = False
     recorded: Digest | None = None
+    is_unpacked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +226,7 @@ class Fetched:
 class Sealed:
     """All is synced and read back."""
 
-    stored: Stored
+    stored: Stored | Unusable
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,13 +327,16 @@ MAX_RESTARTS = 1
 MAX_ALONE = 3
 """How often it begins anew because the bytes of several sources were wrong, each time from another one alone."""
 
+_EXISTS_HINT = f"{CODES[FailureCode.EXISTS].hint} For the content of a compressed file, publish the checksum of that (checksum_of)."
 _DISCARDS = frozenset(
     {
         FailureCode.CHECKSUM_MISMATCH,
         FailureCode.DEADLINE,
+        FailureCode.DECOMPRESS,
         FailureCode.ENTITY_CHANGED,
         FailureCode.EXISTS,
         FailureCode.IO,
+        FailureCode.TOO_LARGE,
     }
 )
 
@@ -365,6 +379,8 @@ def _looked_up(state: Admitting, found: LookedUp, terms: Terms) -> Step:
     if found.stored is None:
         return Probing(state.failures), (Probe(),)
     placement, promised = found.stored.placement, terms.expected or found.recorded
+    if found.is_unpacked and found.recorded is not None and not terms.is_of_content:
+        promised = found.recorded  # what the event promises is the digest of the file as it is served
     if promised is None:
         return _fail(
             ExistsError(
@@ -391,23 +407,23 @@ def _other_content(found: LookedUp, promised: Digest, actual: Digest, terms: Ter
         )
     return ExistsError(
         f"volume {terms.volume}: a file of that name with other content is there; expected {promised}, got {actual}; "
-        "it was left as it is."
+        "it was left as it is.",
+        hint=_EXISTS_HINT,
     )
 
 
-def _sealed(state: Verifying, stored: Stored, terms: Terms) -> Step:
-    wrong = _contradiction(state.found, stored, terms)
-    if wrong is not None:
-        expected, actual = wrong
-        where = "" if expected == terms.expected else f" (of {state.found.where})"
-        error = ChecksumMismatchError(
-            f"volume {terms.volume}: expected {expected}{where}, got {actual} of {stored.placement.size} bytes; "
-            "the bytes were discarded."
-        )
+def _sealed(state: Verifying, stored: Stored | Unusable, terms: Terms) -> Step:
+    error = _mismatch(state.found, stored, terms)
+    is_proven = error is None and (terms.served is not None or bool(state.found.digests))
+    if error is None and isinstance(stored, Unusable):
+        error = stored.trouble
+    if error is not None:
         sources = max(terms.sources, state.found.sources)
-        if sources > 1 and state.restarts < min(sources, MAX_ALONE):
+        if not is_proven and sources > 1 and state.restarts < min(sources, MAX_ALONE):
             return Probing(state.failures, state.restarts + 1, is_alone=True), (Discard(), Probe())
         return Failed(error.failure), (Discard(),)
+    if isinstance(stored, Unusable):
+        raise IllegalTransitionError("an unusable file without trouble")
     try:
         image = _inspect(stored, terms)
     except ContentError as exc:
@@ -415,11 +431,42 @@ def _sealed(state: Verifying, stored: Stored, terms: Terms) -> Step:
     return Committing(state.failures, stored, image, state.found), (Inspect(image), Commit())
 
 
-def _contradiction(found: Found, stored: Stored, terms: Terms) -> tuple[Digest, Digest] | None:
+def _mismatch(found: Found, stored: Stored | Unusable, terms: Terms) -> KvmdError | None:
+    """Give the error for bytes that do not have what was promised of them."""
+    wrong = _contradiction(found, stored, terms)
+    if wrong is None:
+        return None
+    expected, actual = wrong
+    where = "" if expected == terms.expected else f" (of {found.where})"
+    is_content = terms.is_of_content and expected == terms.expected
+    if is_content and isinstance(stored, Stored):
+        size = (
+            f"{stored.placement.size} bytes of content"
+            if stored.served is not None
+            else f"{stored.placement.size} bytes"
+        )
+    else:
+        size = f"{stored.size if isinstance(stored, Unusable) else stored.placement.size} bytes"
+    return ChecksumMismatchError(
+        f"volume {terms.volume}: expected {expected}{where}, got {actual} of {size}; the bytes were discarded."
+    )
+
+
+def _contradiction(found: Found, stored: Stored | Unusable, terms: Terms) -> tuple[Digest, Digest] | None:
     """Give the first promised digest that the stored bytes do not have, and the one that they have."""
-    actual = {digest.algorithm: digest for digest in (*stored.digests, stored.placement.digest)}
-    promised = (*((terms.expected,) if terms.expected else ()), *found.digests)
-    return next(((one, actual[one.algorithm]) for one in promised if actual[one.algorithm] != one), None)
+    served, content = _digests(stored)
+    promised = [(digest, served) for digest in found.digests]
+    if terms.expected is not None and (content or not terms.is_of_content):
+        promised.insert(0, (terms.expected, content if terms.is_of_content else served))
+    return next(((one, of[one.algorithm]) for one, of in promised if of[one.algorithm] != one), None)
+
+
+def _digests(stored: Stored | Unusable) -> tuple[dict[Algorithm, Digest], dict[Algorithm, Digest]]:
+    """Give the digests of the file as it was served, and those of its content, by algorithm."""
+    if isinstance(stored, Unusable):
+        return {one.algorithm: one for one in stored.served}, {}
+    content = {one.algorithm: one for one in (*stored.digests, stored.placement.digest)}
+    return (content if stored.served is None else {one.algorithm: one for one in stored.served}), content
 
 
 def _inspect(stored: Stored, terms: Terms) -> ImageHead:

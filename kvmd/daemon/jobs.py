@@ -89,6 +89,7 @@ def assignment(
             is_ours=before.is_ours,
             is_same_content=before.content == job.content,
             must_rehash=before.must_rehash,
+            is_unpacked=before.is_unpacked,
             kept_for=_also_needed_by(record, key, before.placement),
         )
     return Assignment(wish, fingerprint, job, _opening(wish), before, wish.is_signed(record.templates))
@@ -207,7 +208,10 @@ def _with_state(replica: Replica, state: State, task: Assignment) -> Replica:
             return _announcing(replica, size=size)
         case Committing(_, stored, _):
             # Written down before the rename: after a crash in between, the file under the final name is recognised as ours.
-            return replace(replica, placement=stored.placement, is_ours=True, content=job.content)
+            is_unpacked = stored.served is not None
+            return replace(
+                replica, placement=stored.placement, is_ours=True, content=job.content, is_unpacked=is_unpacked
+            )
         case Ready(placement, image, is_adopted, found):
             ready = _announcing(
                 replica,
@@ -253,4 +257,10 @@ def _failing(replica: Replica, failure: Failure, **update: object) -> Replica:
 def _carry(before: Replica | None, replica: Replica) -> Replica:
     if before is None:
         return replica
-    return replace(replica, placement=before.placement, is_ours=before.is_ours, content=before.content)
+    return replace(
+        replica,
+        placement=before.placement,
+        is_ours=before.is_ours,
+        content=before.content,
+        is_unpacked=before.is_unpacked,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 
 from kvmd.core.admission import check_policy
 from kvmd.core.desired import HostRecord, ProbeRecord, TemplateRecord
@@ -19,7 +20,7 @@ from kvmd.errors import KvmdError
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Journal, Sources
 from kvmwire.codes import FailureCode
-from kvmwire.events import RegisterData
+from kvmwire.events import ChecksumOf, RegisterData
 from kvmwire.source import SourceUrl
 
 log = get_logger(__name__)
@@ -108,5 +109,6 @@ class Prober:
         except KvmdError as exc:
             return [Finding(url, seconds=0.0, error=exc) for url in urls]
         terms = Terms(data.template, data.digest, data.format, len(urls), limits.max_virtual_size, images=limits.images)
+        terms = replace(terms, is_of_content=data.checksum_of is ChecksumOf.CONTENT)
         job = Job(session="", terms=terms, urls=urls, access=access_of(data), size=data.size)
         return await survey(job, self._sources, limits=limits, clock=self._clock)

@@ -10,7 +10,7 @@ from kvmd.core.image import ImagePolicy
 from kvmd.core.placement import Placement
 from kvmd.core.session import Terms
 from kvmd.ports import Access
-from kvmwire.digest import Algorithm, Digest
+from kvmwire.digest import Algorithm
 from kvmwire.source import SourceUrl
 
 
@@ -19,6 +19,7 @@ class Limits:
     """Limits and rules of one session; rates are bytes a second, 0: none.
 
     ``schemes`` are those that mirrors may have. ``discovers_checksums``: where the event has none, one is looked for.
+    ``max_ratio``: bytes of data that a compressed byte may give.
     """
 
     connections: int = 8
@@ -30,6 +31,8 @@ class Limits:
     weak_checksums: bool = False
     require_checksum: bool = False
     discovers_checksums: bool = False
+    decompress: bool = True
+    max_ratio: int = 200
     images: ImagePolicy = ImagePolicy()
 
 
@@ -40,8 +43,9 @@ class Job:
     ``checksum_url`` is the file that has the checksum, where the event names one instead of the checksum itself.
 
     ``placed`` is the file that was ready before, if any: ``is_ours`` tells that kvmd put it there, ``is_same_content`` that it was for
-    the same content, ``must_rehash`` that it is to be read again although nobody seems to have touched it. ``kept_for`` names another
-    replica that needs the file. ``sibling`` is another volume of the pool that has the wanted content.
+    the same content, ``must_rehash`` that it is to be read again although nobody seems to have touched it, ``is_unpacked`` that it was
+    made of a compressed file. ``kept_for`` names another replica that needs the file. ``sibling`` is another volume of the pool that
+    has the wanted content.
     """
 
     session: str
@@ -56,6 +60,7 @@ class Job:
     is_ours: bool = False
     is_same_content: bool = False
     must_rehash: bool = False
+    is_unpacked: bool = False
     kept_for: str = ""
     sibling: Placement | None = None
 
@@ -67,14 +72,16 @@ class Job:
     @property
     def content(self) -> str:
         """What the volume is to hold: see ``content_name``."""
-        return content_name(self.terms.expected, self.urls)
+        return content_name(self.terms, self.urls)
 
-    @property
-    def key(self) -> str:
+    def key(self, *, is_unpacked: bool = False) -> str:
         """Tells apart partial volumes of the same name; fresh URLs of the same content go on with the old bytes."""
-        return hashlib.sha256(self.content.encode()).hexdigest()[:16]
+        name = f"{self.content} unpacked" if is_unpacked else self.content
+        return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def content_name(expected: Digest | None, urls: Sequence[SourceUrl]) -> str:
+def content_name(terms: Terms, urls: Sequence[SourceUrl]) -> str:
     """Name the content: the promised digest, or the sources where there is none."""
-    return str(expected) if expected else " ".join(url.raw for url in urls)
+    if terms.expected is None:
+        return " ".join(url.raw for url in urls)
+    return f"content {terms.expected}" if terms.is_of_content else str(terms.expected)

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from kvmd.core.compression import Compression, compression_of
 from kvmd.core.digests import conflict
 from kvmd.core.entity import Entity
-from kvmd.core.image import ImageHead, ImagePolicy, check, inspect_head
+from kvmd.core.image import HEAD_LIMIT, HEAD_SIZE, ImageHead, ImagePolicy, check, inspect_head
 from kvmd.core.metalink import is_metalink
 from kvmd.core.ranges import ByteRange
+from kvmd.core.unpacking import unpacked_head
 from kvmd.errors import ChecksumConflictError, ContentError, InternalError, KvmdError, SourceError, TooLargeError
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Head, Source
@@ -20,16 +22,23 @@ from kvmwire.source import SourceUrl
 
 log = get_logger(__name__)
 
+PACKED_HEAD = 1 << 20
+"""Compressed bytes that are read where the first range holds too little of the image: a block of bzip2 has up to 900 kB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one source answered: a head that can be used, or why it cannot be. ``seconds`` is how long that took."""
+    """What one source answered: a head that can be used, or why it cannot be. ``seconds`` is how long that took.
+
+    ``image`` is what is inside where ``compression`` is not None, and None where too little of that was seen.
+    """
 
     url: SourceUrl
     seconds: float
     head: Head | None = None
     image: ImageHead | None = None
     error: KvmdError | None = None
+    compression: Compression | None = None
 
     @property
     def is_document(self) -> bool:
@@ -52,6 +61,11 @@ class Wish:
     max_virtual_size: int = 0
     expected: Digest | None = None
     images: ImagePolicy = ImagePolicy()
+    decompress: bool = True
+
+    def compression(self, head: bytes) -> Compression | None:
+        """Tell how a file that begins so is compressed; None where it is not, or is to be stored as it is served."""
+        return compression_of(head) if self.decompress else None
 
 
 async def probe_one(source: Source, wish: Wish, clock: Clock) -> Finding:
@@ -60,24 +74,29 @@ async def probe_one(source: Source, wish: Wish, clock: Clock) -> Finding:
     head: Head | None = None
     image: ImageHead | None = None
     error: KvmdError | None = None
+    compression: Compression | None = None
     try:
         head = await source.probe()
         if not is_metalink(source.url, head.media_type):
-            image = judge_head(source.url, head, wish)
-            if image.wanted_head is not None and head.entity.has_ranges:
-                more = await _read_head(source, head, image.wanted_head)
-                image = judge_head(source.url, replace(head, head=more), wish)
+            compression = wish.compression(head.head)
+            image = await asyncio.to_thread(judge_head, source.url, head, wish)
+            wanted = _wanted(image)
+            if wanted is not None and head.entity.has_ranges:
+                more = await _read_head(source, head, wanted if compression is None else PACKED_HEAD)
+                image = await asyncio.to_thread(judge_head, source.url, replace(head, head=more), wish)
     except (SourceError, ContentError, InternalError) as exc:
         error = exc
     except Exception as exc:  # noqa: BLE001 - one source must not take the others with it
         log.unexpected("probe failed unexpectedly", exc, source=source.url)
         error = InternalError(f"source {source.url}: {type(exc).__name__} while probing.")
-    return Finding(source.url, clock.monotonic() - started, head, image, error)
+    return Finding(source.url, clock.monotonic() - started, head, image, error, compression)
 
 
 async def _read_head(source: Source, head: Head, size: int) -> bytes:
     """Read the first ``size`` bytes, of which the probe gave some: few formats hide what matters so far inside."""
-    found = bytearray(head.head)
+    found, size = bytearray(head.head), min(size, head.entity.size or size)
+    if size <= len(found):
+        return head.head
     rest = ByteRange(len(found), size)
     async with source.read(rest, head.entity, block=rest.end - rest.start) as blocks:
         async for block in blocks:
@@ -113,8 +132,16 @@ async def probe_until_usable(
     return [None if task.cancelled() else task.result() for task in tasks]
 
 
-def judge_head(url: SourceUrl, head: Head, wish: Wish) -> ImageHead:
-    """Decide from the first bytes whether the source can be used. Raises SourceError or ContentError."""
+def _wanted(image: ImageHead | None) -> int | None:
+    """Tell how many bytes of the image to look at once more, None where what was seen suffices."""
+    return HEAD_SIZE if image is None else image.wanted_head
+
+
+def judge_head(url: SourceUrl, head: Head, wish: Wish) -> ImageHead | None:
+    """Decide from the first bytes whether the source can be used; None where they are compressed and hold too little to see.
+
+    Raises SourceError or ContentError.
+    """
     size = head.entity.size
     if wish.max_size and size is not None and size > wish.max_size:
         raise TooLargeError(f"source {url}: it has {size} bytes, policy.max_size allows {wish.max_size}; refused.")
@@ -128,6 +155,13 @@ def judge_head(url: SourceUrl, head: Head, wish: Wish) -> ImageHead:
         raise ChecksumConflictError(
             f"source {url}: expected {wish.expected}, the server says it has {other}; not used."
         )
-    image = inspect_head(head.head, size=size)
+    compression = wish.compression(head.head)
+    content = head.head
+    if compression is not None:
+        content, is_whole = unpacked_head(compression, head.head, HEAD_LIMIT)
+        size = len(content) if is_whole else None
+        if size is None and len(content) < HEAD_SIZE:
+            return None
+    image = inspect_head(content, size=size)
     check(image, wish.format, policy=wish.images, max_virtual_size=wish.max_virtual_size)
     return image

@@ -43,6 +43,7 @@ def source_probe(finding: Finding) -> SourceProbe:
         redirect=str(head.redirect) if head and head.redirect else None,
         format=image.format.value if image else "metalink" if finding.is_document else None,
         virtual_size=image.virtual_size if image else None,
+        compression=finding.compression.value if finding.compression else None,
         seconds=round(finding.seconds, 3),
         code=error.code if error else None,
         message=error.message if error else "",

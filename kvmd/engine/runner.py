@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from kvmd.core.admission import check_found
 from kvmd.core.checkpoint import Checkpoint
+from kvmd.core.compression import Bounds
 from kvmd.core.entity import Entity
 from kvmd.core.image import ImageHead
 from kvmd.core.manifest import Pieces
@@ -59,8 +60,8 @@ from kvmd.errors import (
     TransferError,
 )
 from kvmd.log import get_logger
-from kvmd.ports import Clock, Inspector, Keyring, Sources, Store, Volume, VolumeRequest
-from kvmwire.digest import Digest
+from kvmd.ports import Clock, Inspector, Keyring, Packing, Sources, Store, Volume, VolumeRequest
+from kvmwire.digest import Algorithm, Digest
 from kvmwire.status import Progress
 
 log = get_logger(__name__)
@@ -164,7 +165,8 @@ class Session:
             case Seal():
                 return Sealed(await self._open_volume.seal(self._size))
             case Inspect(image):
-                return await self._inspect(image)
+                await self._inspect(image)
+                return None
             case Commit():
                 return Committed(await self._commit())
             case Discard():
@@ -181,7 +183,9 @@ class Session:
             return LookedUp(stored)
         is_ours = job.is_ours and stored.placement.is_same_file(placed)
         is_comparable = job.is_same_content and placed.digest.algorithm is job.algorithm
-        return LookedUp(stored, is_ours=is_ours, recorded=placed.digest if is_comparable else None)
+        return LookedUp(
+            stored, is_ours=is_ours, recorded=placed.digest if is_comparable else None, is_unpacked=job.is_unpacked
+        )
 
     async def _probe(self) -> Probed:
         job, edges = self._job, self._edges
@@ -286,7 +290,7 @@ class Session:
         )
 
     async def _open(self, entity: Entity, *, resumes: bool, copy_of: Placement | None = None) -> Volume:
-        job, promised = self._job, self._expected
+        job, promised, packing = self._job, self._expected, self._packing
 
         def can_resume(checkpoint: Checkpoint) -> bool:
             return resumes and checkpoint.can_resume(entity, promised=promised)
@@ -294,16 +298,33 @@ class Session:
         return await self._edges.store.open(
             VolumeRequest(
                 name=job.terms.volume,
-                key=job.key,
+                key=job.key(is_unpacked=packing is not None),
                 size=entity.size,
-                algorithms=tuple(dict.fromkeys((job.algorithm, *(digest.algorithm for digest in self._found.digests)))),
+                algorithms=self._algorithms(is_unpacked=packing is not None),
                 is_rewritten=self._pieces is not None and resumes,
                 resumes=can_resume,
-                copy_of=copy_of,
+                copy_of=copy_of if packing is None else None,
+                packing=packing,
             )
         )
 
+    def _algorithms(self, *, is_unpacked: bool) -> tuple[Algorithm, ...]:
+        """Give the digests to take of the bytes that are fetched; one of a packed file serves only to compare it."""
+        terms = self._job.terms
+        own = [self._job.algorithm] if not is_unpacked or terms.served is not None else []
+        return tuple(dict.fromkeys((*own, *(digest.algorithm for digest in self._found.digests))))
+
+    @property
+    def _packing(self) -> Packing | None:
+        """How what is fetched is to be unpacked; None where it is the image itself."""
+        compression, limits = self._known_supply.compression, self._edges.limits
+        if compression is None:
+            return None
+        bounds = Bounds.of(max_size=limits.max_size, max_virtual_size=limits.max_virtual_size, ratio=limits.max_ratio)
+        return Packing(compression, bounds, self._job.algorithm, is_hasty=not self._has_checksum)
+
     async def _inspect(self, image: ImageHead) -> None:
+        """Have the whole image checked. Raises ImageInvalidError..., which name the volume."""
         fd = await self._open_volume.open_sealed()
         try:
             await self._edges.inspector.inspect(fd, image)

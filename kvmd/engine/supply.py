@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 
+from kvmd.core.compression import Compression
 from kvmd.core.digests import conflict
 from kvmd.core.entity import Entity
 from kvmd.core.manifest import Manifest, merged, preferred
@@ -58,7 +59,13 @@ class Supply:
         job, limits = self._job, self._limits
         size = job.size if job.size is not None else self.manifest.size
         return Wish(
-            job.terms.format, size, limits.max_size, limits.max_virtual_size, job.terms.expected, job.terms.images
+            job.terms.format,
+            size,
+            limits.max_size,
+            limits.max_virtual_size,
+            job.terms.served,
+            job.terms.images,
+            limits.decompress,
         )
 
     @property
@@ -71,6 +78,13 @@ class Supply:
         """The URL of the first source that has the image. Raises StopIteration where none has: see ``entity``."""
         chosen = self.entity
         return next(f.url for f in self.findings if f is not None and f.entity is not None and f.entity == chosen)
+
+    @property
+    def compression(self) -> Compression | None:
+        """How what is fetched is compressed; None where it is not, or is stored as it is served."""
+        chosen = self.entity
+        fits = (f for f in self.findings if f is not None and f.entity is not None and f.entity == chosen)
+        return next((f.compression for f in fits), None)
 
     async def inquire(self) -> None:
         """Ask until one source can be used or none ever can; errors are among the findings. Raises ContentError."""
@@ -173,14 +187,14 @@ class Supply:
 
     async def _read(self, source: Source, head: Head | None) -> Manifest:
         document = await read_document(source, head)
-        selector = Selector(self._job.terms.expected, self._job.size, self._job.terms.volume)
+        selector = Selector(self._job.terms.served, self._job.size, self._job.terms.volume)
         return await asyncio.to_thread(parse, document, source.url, selector=selector, schemes=self._limits.schemes)
 
     def _check(
         self, document: SourceUrl, manifest: Manifest, known: Sequence[Digest], *, size: int | None = None
     ) -> None:
         """Raise the error for what contradicts the event, digests that other documents told, or the size of what is served."""
-        expected, size = self._job.terms.expected, self._job.size if self._job.size is not None else size
+        expected, size = self._job.terms.served, self._job.size if self._job.size is not None else size
         for one in (*((expected,) if expected else ()), *known):
             other = conflict(one, manifest.digests)
             if other is not None:

@@ -34,9 +34,9 @@ def rename_noreplace(old: str, new: str, *, old_dir: int, new_dir: int) -> None:
     os.unlink(old, dir_fd=old_dir)
 
 
-def allocate(fd: int, size: int) -> bool:
-    """Reserve the first ``size`` bytes of a file; False where the filesystem cannot."""
-    return _call("fallocate", fd, 0, ctypes.c_int64(0), ctypes.c_int64(size))
+def allocate(fd: int, size: int, *, offset: int = 0) -> bool:
+    """Reserve ``size`` bytes of a file; False where the filesystem cannot."""
+    return _call("fallocate", fd, 0, ctypes.c_int64(offset), ctypes.c_int64(size))
 
 
 def punch_hole(fd: int, offset: int, length: int) -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,8 @@ from kvmd.store.hashing import digest_file
 from kvmd.store.inline import Inline
 from kvmd.store.looking import image_of
 from kvmd.store.partial import PARTIAL, PartialFiles, PartialVolume, placement_of
+from kvmd.store.unpacked import UnpackedVolume
+from kvmd.store.zeros import Allocation
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolState, PoolStatus
 
@@ -37,11 +40,13 @@ KEEP_S = 30 * 86400.0
 class DirectoryStore:
     """Implements the port ``Store``. Names are single path components, checked where they entered the program."""
 
-    def __init__(self, name: str, path: Path, *, executor: Executor, is_sparse: bool = True) -> None:
+    def __init__(
+        self, name: str, path: Path, *, executor: Executor, allocation: Allocation = Allocation.SPARSE
+    ) -> None:
         self._name = name
         self._path = path
         self._executor = executor
-        self._is_sparse = is_sparse
+        self._allocation = allocation
         self._admission = asyncio.Lock()
         self._unreserved: dict[tuple[str, str], int] = {}
         self._inlines: dict[int, Inline] = {}
@@ -114,24 +119,32 @@ class DirectoryStore:
         except BaseException:
             files.close()
             raise
+        packed: int | None = None
         checkpoint: Checkpoint | None = None
         try:
             self._sweep(files)
-            checkpoint = self._resumable(files, fd, request)
-            self._reserve(fd, request)
-            return PartialVolume(
+            if request.packing is not None:
+                packed = files.open_packed()
+                os.ftruncate(fd, 0)
+            written = fd if packed is None else packed
+            checkpoint = self._resumable(files, written, request)
+            self._reserve(written, request)
+            make = PartialVolume if packed is None else partial(UnpackedVolume, result=fd)
+            return make(
                 files,
-                fd,
+                written,
                 executor=self._executor,
                 request=request,
                 checkpoint=checkpoint,
-                is_sparse=self._is_sparse,
+                allocation=self._allocation,
                 inline=self._inline_on(files.staging),
                 on_close=lambda: self._release(request),
             )
         except BaseException:
             if checkpoint is None:
                 files.delete()
+            if packed is not None:
+                os.close(packed)
             os.close(fd)
             files.close()
             raise
@@ -177,16 +190,20 @@ class DirectoryStore:
         """Take the space before the first byte. What a filesystem cannot reserve is counted instead."""
         if request.size is None:
             return
+        # Of an unpacked volume nobody knows the size yet; it has at least as many bytes as what it is unpacked from.
+        later = 0 if request.packing is None else request.size
         missing = max(0, request.size - os.fstat(fd).st_blocks * 512)
         usable = _available(fd) - sum(self._unreserved.values())
-        if missing > usable:
+        if missing + later > usable:
             raise NoSpaceError(
-                f"pool {self._name} at {self._path}: the volume {request.name} needs {missing} bytes more, {max(0, usable)} are free; "
-                "nothing was written."
+                f"pool {self._name} at {self._path}: the volume {request.name} needs {missing + later} bytes more, "
+                f"{max(0, usable)} are free; nothing was written."
             )
         if is_in_memory(fd) or not allocate(fd, request.size):
             os.ftruncate(fd, request.size)
-            self._unreserved[request.name, request.key] = missing
+            later += missing
+        if later:
+            self._unreserved[request.name, request.key] = later
 
     def _release(self, request: VolumeRequest) -> None:
         self._unreserved.pop((request.name, request.key), None)

@@ -1,10 +1,11 @@
-"""Digests of what the disk holds, taken on threads of their own."""
+"""What follows a growing file on threads of their own: digests of what the disk holds."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from blake3 import blake3
@@ -49,33 +50,44 @@ class Stopped(Exception):  # noqa: N818 - not an error: somebody does not want t
     """The digest was given up."""
 
 
-class FrontierHash:
-    """Hashes a growing file on its own thread, up to the frontier that it is told.
+class Follower:
+    """Reads a growing file on a thread of its own, up to the frontier that it is told, and hands on what it reads.
 
-    The bytes are read back from the file, so that what is verified is what the kernel holds, not what was received.
+    The bytes are read back from the file, so that what is used is what the kernel holds, not what was received. ``take`` is called on
+    that thread; what it raises ends the reading, and comes out of ``finish``.
     """
 
-    def __init__(self, fd: int, algorithm: Algorithm) -> None:
+    def __init__(self, fd: int, take: Callable[[memoryview], object], *, name: str, step: int = STEP) -> None:
         self._fd = fd
-        self._algorithm = algorithm
-        self._hasher = hasher(algorithm)
+        self._take = take
+        self._step = step
         self._changed = threading.Condition()
         self._frontier = 0
         self._end: int | None = None
         self._is_stopped = False
-        self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._run, name="kvmd-hash", daemon=True)
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody gave up."""
+        return self._is_stopped
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended the reading too early."""
+        return self._error
+
     def advance(self, frontier: int) -> None:
-        """Allow the bytes before the frontier to be read. Never waits for the hash."""
+        """Allow the bytes before the frontier to be read. Never waits for the reading."""
         with self._changed:
             if frontier > self._frontier:
                 self._frontier = frontier
                 self._changed.notify()
 
-    def finish(self, size: int) -> Digest:
-        """Wait for the digest of exactly ``size`` bytes. Raises OSError for a disk that cannot be read, Stopped after stop()."""
+    def finish(self, size: int) -> None:
+        """Wait until exactly ``size`` bytes are read. Raises OSError for a disk that cannot be read, Stopped after stop()."""
         with self._changed:
             self._frontier = self._end = size
             self._changed.notify()
@@ -84,10 +96,9 @@ class FrontierHash:
             raise self._error
         if self._is_stopped:
             raise Stopped
-        return Digest(self._algorithm, self._hasher.hexdigest())
 
     def stop(self) -> None:
-        """Give up: whoever waits for the digest gets Stopped."""
+        """Give up: whoever waits for the end gets Stopped."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify()
@@ -97,28 +108,42 @@ class FrontierHash:
         self._thread.join()
 
     def _run(self) -> None:
-        buffer = memoryview(bytearray(STEP))
+        buffer = memoryview(bytearray(self._step))
         position = 0
         try:
             while (end := self._next_end(position)) is not None:
                 while position < end and not self._is_stopped:
-                    count = os.preadv(self._fd, [buffer[: min(STEP, end - position)]], position)
+                    count = os.preadv(self._fd, [buffer[: min(self._step, end - position)]], position)
                     if count == 0:
                         raise OSError(f"the file ends at {position}, expected {end} bytes")
-                    self._hasher.update(buffer[:count])
+                    self._take(buffer[:count])
                     position += count
-        except OSError as exc:
+        except Exception as exc:  # noqa: BLE001 - whoever waits for the end gets it
             self._error = exc
 
     def _next_end(self, position: int) -> int | None:
         """Wait for a full step of new bytes, or the last ones; None when there is nothing left to do."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._is_stopped or self._end is not None or self._frontier - position >= STEP
+                lambda: self._is_stopped or self._end is not None or self._frontier - position >= self._step
             )
             if self._is_stopped or position == self._end:
                 return None
             return self._frontier
+
+
+class FrontierHash(Follower):
+    """Takes the digest of a growing file."""
+
+    def __init__(self, fd: int, algorithm: Algorithm) -> None:
+        self._algorithm = algorithm
+        self._hasher = hasher(algorithm)
+        super().__init__(fd, self._hasher.update, name="kvmd-hash")
+
+    def digest(self, size: int) -> Digest:
+        """Wait for the digest of exactly ``size`` bytes. Raises as ``finish`` does."""
+        self.finish(size)
+        return Digest(self._algorithm, self._hasher.hexdigest())
 
 
 def digest_part(fd: int, part: ByteRange, algorithm: Algorithm) -> Digest:

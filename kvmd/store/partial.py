@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.entity import Entity
-from kvmd.core.placement import Placement, Stored
+from kvmd.core.placement import Placement, Stored, Unusable
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, KvmdError, StoreIoError
 from kvmd.log import get_logger
@@ -25,26 +25,27 @@ from kvmd.store.calls import punch_hole, rename_noreplace, translated
 from kvmd.store.hashing import FrontierHash, Stopped, digest_part
 from kvmd.store.inline import Inline
 from kvmd.store.looking import image_of
+from kvmd.store.zeros import Allocation, may_hold_zeros, zero_runs
 from kvmwire.digest import Algorithm, Digest
 
 log = get_logger(__name__)
 
-ZERO_BLOCK = bytes(64 * 1024)
-"""Runs of zeros become holes in steps of this size."""
 COPY_STEP = 64 * 1024 * 1024
 COPY_BLOCK = 1024 * 1024
-_ZERO_PROBE = 16
 MAX_CHECKPOINT = 8 * 1024 * 1024
 _VOLUME_MODE = 0o644
 T = TypeVar("T")
 
 
-PARTIAL = re.compile(r"(?P<name>.+)\.(?P<key>[0-9a-f]{16})\.(?P<kind>part|json|json\.new)")
+PARTIAL = re.compile(r"(?P<name>.+)\.(?P<key>[0-9a-f]{16})\.(?P<kind>part|packed|json|json\.new)")
 """Names of the files of partial volumes."""
 
 
 class PartialFiles:
-    """The two files of a partial volume, by name inside open folders; ``path`` is the final one. Blocking: call it from a thread."""
+    """The files of a partial volume, by name inside open folders; ``path`` is the final one. Blocking: call it from a thread.
+
+    ``part`` becomes the volume. Where that is unpacked on the way, what was downloaded lies in ``packed``.
+    """
 
     def __init__(self, *, pool: int, staging: int, path: Path, key: str) -> None:
         name = path.name
@@ -53,6 +54,7 @@ class PartialFiles:
         self.path = path
         self.name = name
         self.part = f"{name}.{key}.part"
+        self.packed = f"{name}.{key}.packed"
         self.journal = f"{name}.{key}.json"
 
     def open(self) -> int:
@@ -67,6 +69,10 @@ class PartialFiles:
                 os.close(fd)
                 raise
             os.close(fd)
+
+    def open_packed(self) -> int:
+        """Open or make the file of compressed data; who holds ``part`` owns it, too."""
+        return os.open(self.packed, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging)
 
     def is_still_named(self, fd: int) -> bool:
         """Whether the open file is still the one of that name: its last owner may have renamed or deleted it."""
@@ -115,15 +121,17 @@ class PartialFiles:
         self._unlink(self.journal)
 
     def forget_without_data(self) -> None:
-        """Delete the journal of data that is not there any more."""
+        """Delete the journal of data that is not there any more, because it has become the volume."""
         try:
             os.stat(self.part, dir_fd=self.staging, follow_symlinks=False)
         except FileNotFoundError:
             self.forget()
+            self._unlink(self.packed)
 
     def delete(self) -> None:
         """Delete everything; the journal first, because it must never speak of data that is gone."""
         self.forget()
+        self._unlink(self.packed)
         self._unlink(self.part)
 
     def publish(self, fd: int) -> None:
@@ -133,6 +141,7 @@ class PartialFiles:
         rename_noreplace(self.part, self.name, old_dir=self.staging, new_dir=self.pool)
         os.fsync(self.pool)
         self.forget()
+        self._unlink(self.packed)
 
     def close(self) -> None:
         """Close the folders."""
@@ -155,7 +164,7 @@ class PartialVolume:
         executor: Executor,
         request: VolumeRequest,
         checkpoint: Checkpoint | None,
-        is_sparse: bool,
+        allocation: Allocation,
         inline: Inline,
         on_close: Callable[[], None],
     ) -> None:
@@ -164,7 +173,7 @@ class PartialVolume:
         self._executor = executor
         self._path = str(files.path)
         self._checkpoint = checkpoint
-        self._is_sparse = is_sparse
+        self._is_sparse = allocation is Allocation.SPARSE
         self._inline = inline
         self._is_rewritten = request.is_rewritten
         self._on_close = on_close
@@ -179,6 +188,11 @@ class PartialVolume:
         self._working: set[asyncio.Future[Any]] = set()
         self._hashes = [FrontierHash(fd, algorithm) for algorithm in request.algorithms]
         self._advance(self._written)
+
+    @property
+    def _result(self) -> int:
+        """The descriptor of the file that becomes the volume."""
+        return self._fd
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -228,7 +242,7 @@ class PartialVolume:
         if self._is_rewritten:
             self._advance(checkpoint.stored)
 
-    async def seal(self, size: int) -> Stored:
+    async def seal(self, size: int) -> Stored | Unusable:
         """See the port."""
         return await self._perform(f"verifying {self._path}", self._seal, size)
 
@@ -269,8 +283,12 @@ class PartialVolume:
         """Forget work that is over; an error counts also where nobody awaits it any more."""
         self._working.discard(working)
         error = None if working.cancelled() else working.exception()
-        if error is not None and not isinstance(error, ExistsError | Stopped):
+        if error is not None and not isinstance(error, ExistsError | Stopped) and not self._is_harmless(error):
             self._is_poisoned = True
+
+    def _is_harmless(self, error: BaseException) -> bool:  # noqa: ARG002 - for those who know better
+        """Whether what was downloaded is as good as before the error."""
+        return False
 
     def _check_usable(self, what: str) -> None:
         if self._is_poisoned or self._is_closed:
@@ -328,24 +346,24 @@ class PartialVolume:
                 self._files.write_journal(checkpoint)
                 self._is_resumable = True
 
-    def _seal(self, size: int) -> Stored:
+    def _seal(self, size: int) -> Stored | Unusable:
         os.ftruncate(self._fd, size)
         os.fdatasync(self._fd)
-        digests = [one.finish(size) for one in self._hashes]
+        digests = [one.digest(size) for one in self._hashes]
         self._sealed = placement_of(os.fstat(self._fd), self._path, digests[0])
         return Stored(self._sealed, image_of(self._fd, size), tuple(digests[1:]))
 
     def _open_sealed(self) -> int:
         """Open it anew: through this descriptor nobody can write. Others reach it through nothing else, for its folder is closed."""
-        os.fchmod(self._fd, _VOLUME_MODE)
-        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        os.fchmod(self._result, _VOLUME_MODE)
+        return os.open(f"/proc/self/fd/{self._result}", os.O_RDONLY | os.O_CLOEXEC)
 
     def _commit(self) -> Placement:
         if self._sealed is None:
             raise StoreIoError(f"{self._path} was not verified; refused.")
         try:
             with self._journaling:
-                self._files.publish(self._fd)
+                self._files.publish(self._result)
                 self._is_published = True
         except FileExistsError as exc:
             raise ExistsError(
@@ -357,36 +375,13 @@ class PartialVolume:
         for one in self._hashes:
             one.join()
         try:
-            if discard and self._files.is_still_named(self._fd):
+            if discard and self._files.is_still_named(self._result):
                 self._files.delete()
         except OSError as exc:  # a pool that went read-only or away; what is left there is swept later
             log.warning("partial volume could not be deleted", volume=self._path, exc=exc)
         finally:
             os.close(self._fd)
             self._files.close()
-
-
-def may_hold_zeros(block: bytes | memoryview) -> bool:
-    """Whether a block of zeros can start at one of the block borders; looks at a few bytes of each only."""
-    view = memoryview(block)
-    return any(
-        bytes(view[border : border + _ZERO_PROBE]) == ZERO_BLOCK[: min(_ZERO_PROBE, len(view) - border)]
-        for border in range(0, len(view), len(ZERO_BLOCK))
-    )
-
-
-def zero_runs(data: bytes) -> list[tuple[int, int, bool]]:
-    """Split into runs of (start, end, is zero). Only whole blocks count as zero; startswith compares at memory speed."""
-    runs: list[tuple[int, int, bool]] = []
-    block = len(ZERO_BLOCK)
-    for start in range(0, len(data), block):
-        end = min(start + block, len(data))
-        is_zero = end - start == block and data.startswith(ZERO_BLOCK, start)
-        if runs and runs[-1][2] == is_zero:
-            runs[-1] = (runs[-1][0], end, is_zero)
-        else:
-            runs.append((start, end, is_zero))
-    return runs
 
 
 def placement_of(found: os.stat_result, path: str, digest: Digest) -> Placement:

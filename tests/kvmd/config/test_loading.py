@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmd.config import describe, load
+from kvmd.config import DirectoryPool, describe, load
 from kvmd.config.loading import Loaded
 from kvmd.errors import ConfigError
 from kvmwire.names import is_name
@@ -33,7 +33,7 @@ def test_defaults_stand_where_nothing_is_set(tmp_path: Path) -> None:
     settings = loaded.settings
     assert settings.mqtt.url == "mqtt://127.0.0.1:1883"
     assert settings.state_dir == Path("/var/lib/kvmd")
-    assert settings.pools["default"].path == Path("/var/lib/libvirt/images")
+    assert settings.pools == {"default": DirectoryPool(path=Path("/var/lib/libvirt/images"))}
     assert settings.transfer.sessions == 4
     assert settings.policy.allow_http
     assert is_name(settings.host)
@@ -127,7 +127,13 @@ def test_all_errors_are_told_at_once_with_file_and_key(tmp_path: Path) -> None:
         ('[pools.a]\npath = "x"', "expected an absolute path"),
         ('[pools.a]\npath = "/x/../etc"', "expected an absolute path"),
         ('[pools.a]\npath = "/x"\n[pools.b]\npath = "/x"', "pools.a and pools.b have the same path /x"),
-        ('[pools.a]\ntype = "libvirt"\nuri = "qemu:///system"\npool = "a"', "this version has directory pools only"),
+        ('[pools.a]\ntype = "nfs"\npath = "/x"', "pools.a: expected type = 'directory' or type = 'libvirt'"),
+        ('[pools.a]\ntype = "libvirt"', "pools.a.pool: is missing"),
+        ('[pools.a]\ntype = "libvirt"\npool = "a"\npath = "/x"', "pools.a.path: unknown key"),
+        (
+            '[pools.a]\ntype = "libvirt"\npool = "a"\n[pools.b]\ntype = "libvirt"\npool = "a"',
+            "have the same pool a at qemu:///system",
+        ),
         ("[policy]\nrequire_signature = true", "policy.require_signature = true, and no trust.keys"),
         ('[policy]\nallowed_networks = ["10.0.0.1/8"]', "such as '10.0.0.0/8', got \"10.0.0.1/8\""),
         ('[policy]\nallowed_networks = "10.0.0.0/8"', "policy.allowed_networks: expected a list"),

@@ -14,7 +14,9 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("kind", PACKERS)
 def test_the_first_bytes_tell_how_a_file_is_compressed(kind: str) -> None:
-    assert compression_of(PACKERS[kind](b"content")[:64]) is Compression(kind.split(",")[0].replace("64", ""))
+    assert compression_of(PACKERS[kind](b"content")[:64]) is Compression(
+        kind.split(",", maxsplit=1)[0].replace("64", "")
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import hashlib
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TypedDict
@@ -26,7 +26,7 @@ from kvmd.ports import Access
 from kvmd.store.directory import STAGING, DirectoryStore
 from kvmd.vault import Vault
 from kvmwire.digest import Digest
-from kvmwire.events import ImageFormat
+from kvmwire.events import ChecksumOf, ImageFormat
 from kvmwire.source import SourceUrl
 from kvmwire.status import Failure, Progress, SourceProgress
 from tests.support.contents import Content, hexdigest
@@ -84,7 +84,7 @@ def digest_of(content: bytes | Content) -> Digest:
 
 
 class Asked(TypedDict, total=False):
-    """What else a deploy event can say."""
+    """What else a deploy event can say, and ``content``: what is in the file, where that is compressed."""
 
     format: ImageFormat
     headers: Mapping[str, str]
@@ -93,6 +93,8 @@ class Asked(TypedDict, total=False):
     size: int
     deadline: datetime
     checksum_url: str
+    content: bytes | Content
+    checksum_of: ChecksumOf
 
 
 class Host:
@@ -139,6 +141,7 @@ class Host:
         digest = None if expected is None else digest_of(expected)
         wanted, limit = asked.get("format", ImageFormat.AUTO), self.settings.policy.max_virtual_size
         terms = Terms(name, digest, wanted, len(urls), limit, asked.get("deadline"))
+        terms = replace(terms, is_of_content=asked.get("checksum_of") is ChecksumOf.CONTENT)
         states: list[State] = []
         progress: list[Progress] = []
 
@@ -163,7 +166,8 @@ class Host:
             await asyncio.to_thread(executor.shutdown)
         outcome = Outcome(state, states, progress, self.pool / name)
         if isinstance(state, Ready):
-            assert _is_right(outcome.path, state.placement.digest, digest)
+            held = digest_of(asked["content"]) if "content" in asked else digest
+            assert _is_right(outcome.path, state.placement.digest, held)
         else:
             assert outcome.failure.message
             assert outcome.failure.hint
@@ -181,7 +185,7 @@ class Host:
             assert self.partial_files() == {}
         else:
             assert not outcome.path.is_file() or outcome.path.read_bytes() == self._found.get(outcome.path.name)
-        assert not any(thread.name == "kvmd-hash" for thread in threading.enumerate())
+        assert not any(thread.name in {"kvmd-hash", "kvmd-unpack"} for thread in threading.enumerate())
         await eventually(lambda: self._surroundings() == before, timeout_s=3, what=f"as before: {before}")
 
     def _surroundings(self) -> tuple[object, ...]:

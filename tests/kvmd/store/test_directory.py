@@ -11,6 +11,7 @@ import pytest
 
 from kvmd.errors import ExistsError, NoSpaceError, PoolMissingError, PoolReadonlyError
 from kvmd.store.directory import DirectoryStore
+from kvmd.store.zeros import Allocation
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolState
 from tests.kvmd.mounts import make_readonly, tmpfs
@@ -96,7 +97,7 @@ async def test_runs_of_zeros_take_no_space(store: DirectoryStore, pool: Path) ->
 
 
 async def test_a_pool_that_is_not_sparse_has_all_its_space(pool: Path, executor: ThreadPoolExecutor) -> None:
-    await make(DirectoryStore("pool", pool, executor=executor, is_sparse=False), content=bytes(8 * MIB))
+    await make(DirectoryStore("pool", pool, executor=executor, allocation=Allocation.FULL), content=bytes(8 * MIB))
     assert (pool / "disk").stat().st_blocks * 512 >= 8 * MIB
 
 
