@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from controller.credentials.standing import missing
 from controller.fleet import Deployment, Fleet
 from controller.sheet import moment
 from kvmwire.events import Ensure
@@ -15,7 +16,7 @@ from kvmwire.topics import ProbeTopic, RegisterTopic, ReplicaTopic
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """One fact. ``about`` is stable for programs: host, template, probe, deploy, receipt, replica or next."""
+    """One fact. ``about`` is stable for programs: host, template, credential, probe, deploy, receipt, replica or next."""
 
     about: str
     text: str
@@ -32,6 +33,7 @@ def explain(fleet: Fleet, template: str, host: str, receipts: Mapping[str, Recei
     return [
         Sentence("host", _host(fleet, host)),
         Sentence("template", _template(fleet, template)),
+        *(Sentence("credential", text) for text in _credentials(fleet, template, host)),
         Sentence("probe", _probe(fleet.probes.get(ProbeTopic(host, template)), template, host)),
         *(Sentence("deploy", text) for text in _deploys(fleet, template, host, selecting)),
         *(Sentence("receipt", _receipt(d, host, receipts)) for d in selecting),
@@ -62,6 +64,16 @@ def _template(fleet: Fleet, template: str) -> str:
     sources = ", ".join(redact(url) for url in record.urls)
     checksum = f"checksum {record.checksum}" if record.checksum else "without a checksum"
     return f"{template} is registered, generation {seen.event.generation or '(none)'}, {checksum}, from {sources}."
+
+
+def _credentials(fleet: Fleet, template: str, host: str) -> Iterator[str]:
+    record = fleet.template(template)
+    for one in missing(fleet, record.credentials if record else (), [host]):
+        code = f"{one.code.value}: " if one.code else ""
+        yield (
+            f"{host} lacks the credential {one.name}, {one.state}: {code}{one.message} Hand it out: kvmctl credential add "
+            f"{one.name} --for ORIGIN ...; where it is: kvmctl credential show {one.name}"
+        )
 
 
 def _probe(probe: ProbeStatus | None, template: str, host: str) -> str:

@@ -9,9 +9,19 @@ from enum import StrEnum
 
 from controller.fleet import Fleet
 from kvmwire.codes import CODES, Exit, FailureCode
-from kvmwire.events import Ensure
-from kvmwire.status import Outcome, ProbeStatus, Progress, Receipt, ReplicaState, ReplicaStatus, Verdict
-from kvmwire.topics import ProbeTopic, ProgressTopic, ReplicaTopic
+from kvmwire.events import CredentialData, Ensure, Event
+from kvmwire.status import (
+    CredentialState,
+    CredentialStatus,
+    Outcome,
+    ProbeStatus,
+    Progress,
+    Receipt,
+    ReplicaState,
+    ReplicaStatus,
+    Verdict,
+)
+from kvmwire.topics import CredentialStatusTopic, CredentialTopic, ProbeTopic, ProgressTopic, ReplicaTopic
 
 _WORST_FIRST = (Exit.VERIFICATION, Exit.POLICY, Exit.UNREACHABLE, Exit.USAGE, Exit.FAILED)
 
@@ -27,7 +37,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where one host is with one replica or probe."""
+    """Where one host is with one replica, probe or credential."""
 
     host: str
     phase: Phase
@@ -37,7 +47,7 @@ class Standing:
     hint: str = ""
     next_attempt: datetime | None = None
     progress: Progress | None = None
-    status: ReplicaStatus | ProbeStatus | None = None
+    status: ReplicaStatus | ProbeStatus | CredentialStatus | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -91,6 +101,26 @@ def probe_standing(
         host,
         phase,
         status.verdict.value,
+        code=status.code,
+        message=status.message,
+        hint=status.hint,
+        status=status,
+    )
+
+
+def credential_standing(host: str, event: Event, fleet: Fleet, receipts: Mapping[str, Receipt]) -> Standing:
+    """Tell whether a host has installed, or dropped, what this credential event hands out or takes away."""
+    topic = event.topic
+    name = topic.name if isinstance(topic, CredentialTopic) else ""
+    status = fleet.credentials.get(CredentialStatusTopic(host, name))
+    if status is None or status.generation < (event.generation or 0):
+        return _before_status(host, fleet, receipts.get(host))
+    is_revocation = isinstance(event.data, CredentialData) and event.data.ensure is Ensure.ABSENT
+    wanted = CredentialState.REVOKED if is_revocation else CredentialState.INSTALLED
+    return Standing(
+        host,
+        Phase.DONE if status.state is wanted else Phase.FAILED,
+        status.state.value,
         code=status.code,
         message=status.message,
         hint=status.hint,

@@ -14,6 +14,7 @@ from controller import log
 from controller.commands import (
     broker_config,
     command,
+    credential,
     deploy,
     enroll,
     events,
@@ -32,7 +33,7 @@ from controller.output import Output
 from kvmwire import __version__
 from kvmwire.codes import Exit, FailureCode
 
-_MODULES = (register, deploy, command, show, watch, events, serve, lab, keys, enroll, sign, broker_config)
+_MODULES = (register, deploy, command, credential, show, watch, events, serve, lab, keys, enroll, sign, broker_config)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,8 +1,9 @@
 """The long-running controller: sends events again until their hosts have answered, and restores what a broker lost.
 
 It keeps every retained event it sees. After each connection it compares: what the broker lacks, or has in an older
-generation, is published again. So a topic that was cleared while nobody served comes back (`unregister` and `remove` are
-the lasting ways); one that is cleared under its eyes stays clear.
+generation, is published again. So a topic that was cleared while nobody served comes back (`unregister`, `remove` and
+`credential revoke` are the lasting ways); one that is cleared under its eyes stays clear. Hosts that were enrolled since
+get the credentials that are for them.
 
 Room is left beside ``_Server`` for a REST API and a web page; they are later work.
 """
@@ -14,13 +15,15 @@ import random
 import signal
 import time
 from collections import deque
+from dataclasses import dataclass
 
 from controller import log
 from controller.archive import Archive, open_archive
 from controller.broker import Link, Message, open_link
 from controller.config import Settings
+from controller.credentials.desk import Desk, kept_version
 from controller.delivery import Deliveries
-from controller.errors import ControlError
+from controller.errors import ControlError, UnreachableError
 from controller.fleet import Change, EventChange, Fleet, Overwritten, Seen, StatusChange
 from controller.notify import Notifier
 from controller.publish import source
@@ -34,6 +37,7 @@ from kvmwire.topics import CommandTopic, CredentialTopic, DeployTopic, EventTopi
 _TICK_S = 0.25
 _MAX_WAITING = 100_000
 _PRUNE_EVERY_S = 3600.0
+_PATIENCE_S = 0.2
 _log = log.get("serve")
 
 
@@ -60,6 +64,17 @@ async def serve(settings: Settings, notifier: Notifier) -> None:
     _log.info("stopped")
 
 
+@dataclass(frozen=True, slots=True)
+class _Sender:
+    """What this program publishes through: see ``controller.publish.Sender``."""
+
+    settings: Settings
+    fleet: Fleet
+    archive: Archive
+    deliveries: Deliveries
+    link: Link
+
+
 class _Server:
     def __init__(self, settings: Settings, archive: Archive, notifier: Notifier) -> None:
         self.topics = settings.mqtt.topics
@@ -76,12 +91,14 @@ class _Server:
         self._registry_version = (0, 0)
         self._openings = 0
         self._pruned = time.monotonic()
+        self._handed_out: tuple[int, int] | None = None
         self._status = ""
 
     def connecting(self) -> None:
         """Prepare for all retained messages to come again."""
         self._fleet.forget_events()
         self._is_restoring = True
+        self._handed_out = None
 
     def take(self, message: Message) -> None:
         """Fold one message; what has to be written waits for the next tick."""
@@ -131,6 +148,7 @@ class _Server:
                 raise
         await self._save()
         await self._put_back(link)
+        await self._hand_out(link)
         await self._follow()
         for stored in self._deliveries.due(self._fleet, time.monotonic()):
             await link.publish(stored.topic, stored.payload, is_retained=stored.is_retained)
@@ -189,6 +207,22 @@ class _Server:
                 await link.publish(self.topics.build(topic), seen.payload, is_retained=True)
                 _log.warning("an older event had replaced a newer one", topic=self.topics.build(topic))
             self._overwritten.discard(topic)
+
+    async def _hand_out(self, link: Link) -> None:
+        """Give credentials to hosts that lack them: once connected, and when another kvmctl let a host in or handed one out."""
+        version = await asyncio.to_thread(kept_version, self._settings)
+        if version == self._handed_out:
+            return
+        desk = await Desk.open(_Sender(self._settings, self._fleet, self._archive, self._deliveries, link))
+        try:
+            synced = await desk.sync(patience_s=_PATIENCE_S)
+        except UnreachableError:
+            return  # another kvmctl is at it; in the next round there is less to do
+        self._handed_out = version
+        for sent in synced.sent:
+            _log.info("credential handed out", topic=sent.topic, event=sent.event.id)
+        for failure in synced.failures:
+            _log.error("a credential cannot be handed out", error=failure.message, hint=failure.hint)
 
     async def _follow(self) -> None:
         """Follow what the registry says is awaited; it changes when another kvmctl publishes."""

@@ -9,6 +9,7 @@ from kvmwire.codes import FailureCode, WireError
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _VALUE = re.compile(r"[!-~\x80-\xff](?:[ -~\t\x80-\xff]*[!-~\x80-\xff])?|")
 _MAX_VALUE_LENGTH = 4096
+_SECRET = re.compile(r"authorization|cookie|token|secret|passw|credential|api-?key|signature", re.IGNORECASE)
 _FORBIDDEN = frozenset(
     {"accept-encoding", "connection", "content-encoding", "content-length", "expect", "host", "if-match"}
     | {"if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "keep-alive", "proxy-authorization"}
@@ -23,6 +24,11 @@ def check_header_name(name: str) -> str:
     if name.lower() in _FORBIDDEN:
         raise WireError(FailureCode.HEADER_FORBIDDEN, f"header {name}: the transfer sets this one itself.")
     return name
+
+
+def is_likely_secret(name: str) -> bool:
+    """Whether a header of this name usually carries what others must not read."""
+    return _SECRET.search(name) is not None
 
 
 def check_header_value(value: str) -> str:

@@ -25,6 +25,7 @@ from controller.session import Session, open_session
 from controller.waiting import detaching, wait_settled
 from kvmwire.codes import Exit
 from kvmwire.events import Ensure, ImageFormat, RegisterData
+from kvmwire.headers import is_likely_secret
 from kvmwire.topics import RegisterTopic
 
 _WORDS = {"any", "all", "none"}
@@ -67,6 +68,12 @@ async def register(invocation: Invocation) -> Exit:
         output.say("without --checksum nobody can tell whether the content is right; hosts may refuse it")
     elif record.checksum != args.checksum:
         output.say(f"checksum read as {record.checksum}")
+    for secret in filter(is_likely_secret, record.headers):
+        output.say(
+            f"--header {secret}: everybody who can read the broker reads its value. Secrets go out sealed: "
+            f"kvmctl credential add CREDENTIAL --for ORIGIN --header '{secret}'; "
+            f"then kvmctl register {args.name} ... --credential CREDENTIAL"
+        )
     topics = invocation.settings.mqtt.topics
     wanted = topics.host_filters() + topics.register_filters(args.name) + topics.probe_filters(args.name)
     async with open_session(invocation.settings, wanted + topics.receipt_filters()) as session:

@@ -6,10 +6,13 @@ from rich.console import Group
 
 from controller import views
 from controller.commands.invocation import Invocation, Parsers, add_parser, name
+from controller.credentials.standing import missing
+from controller.credentials.views import credentials
 from controller.errors import ControlError
 from controller.explain import explain as tell
 from controller.explain import receipts_of
 from controller.fleet import Fleet
+from controller.publish import now_utc
 from controller.session import open_session
 from controller.sheet import Sheet
 from kvmwire.codes import Exit, FailureCode
@@ -56,6 +59,7 @@ async def status(invocation: Invocation) -> Exit:
         views.templates(fleet, [template]),
         views.probes(fleet, template=template),
         views.replicas(fleet, template=template),
+        _lacking(fleet, template),
     )
     if not any(rows for rows, _ in parts):
         raise ControlError(
@@ -73,7 +77,8 @@ async def explain(invocation: Invocation) -> Exit:
     """Tell in sentences why a replica is where it is."""
     args = invocation.arguments
     topics = invocation.settings.mqtt.topics
-    async with open_session(invocation.settings, topics.retained_filters()) as session:
+    filters = topics.retained_filters() + topics.credential_status_filters()
+    async with open_session(invocation.settings, filters) as session:
         ids = [d.event.id for d in session.fleet.deployments(args.name)]
         answers = await session.archive.call(lambda registry: {one: registry.receipts(one) for one in ids})
         sentences = tell(session.fleet, args.name, args.host, receipts_of(args.host, answers))
@@ -86,5 +91,15 @@ async def explain(invocation: Invocation) -> Exit:
 
 async def _look(invocation: Invocation) -> Fleet:
     topics = invocation.settings.mqtt.topics
-    async with open_session(invocation.settings, topics.retained_filters()) as session:
+    filters = topics.retained_filters() + topics.credential_status_filters()
+    async with open_session(invocation.settings, filters) as session:
         return session.fleet
+
+
+def _lacking(fleet: Fleet, template: str) -> views.Rows:
+    """Show the template's credentials that are not installed on hosts that have to do with it."""
+    record = fleet.template(template)
+    told = {one.host for one in fleet.probes if one.template == template}
+    hosts = told.union(*(fleet.audience(one.event) for one in fleet.deployments(template)))
+    lacking = missing(fleet, record.credentials if record else (), sorted(hosts))
+    return credentials(lacking, (), now=now_utc())

@@ -56,6 +56,14 @@ class FleetKeys:
         return True
 
     @classmethod
+    def version(cls, folder: Path) -> int:
+        """Give what changes with the register: nanoseconds; 0 where there is none that can be seen."""
+        try:
+            return (folder / REGISTER).stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    @classmethod
     def open(cls, folder: Path) -> FleetKeys:
         """Read the register. Raises UsageError without a fleet, or with one that this version cannot read."""
         path = folder / REGISTER

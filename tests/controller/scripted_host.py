@@ -15,11 +15,15 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import aiomqtt
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from kvmwire.codec import EventRefusedError, decode_event, encode_status
-from kvmwire.codes import FailureCode
-from kvmwire.events import CommandData, DeployData, Ensure, Event, RegisterData
+from kvmwire.codes import FailureCode, WireError
+from kvmwire.events import CommandData, CredentialData, DeployData, Ensure, Event, RegisterData
+from kvmwire.seal import Binding, Secret, unseal
 from kvmwire.status import (
+    CredentialState,
+    CredentialStatus,
     HostState,
     HostStatus,
     Outcome,
@@ -37,6 +41,8 @@ from kvmwire.status import (
 )
 from kvmwire.topics import (
     CommandTopic,
+    CredentialStatusTopic,
+    CredentialTopic,
     DeployTopic,
     HostTopic,
     ProbeTopic,
@@ -55,10 +61,12 @@ T = TypeVar("T")
 
 @dataclass
 class Script:
-    """What the host does: ``replica`` turns a deploy into the final status fields, ``is_silent`` drops receipts."""
+    """What the host does: ``refuses`` is its answer to credentials, ``expires`` what it says of those that it installs."""
 
     verdict: Verdict = Verdict.GOOD
     fails_with: FailureCode | None = None
+    refuses: FailureCode | None = None
+    expires: datetime | None = None
     holds: bool = False
     silent_for: int = 0
     labels: dict[str, str] = field(default_factory=dict)
@@ -78,8 +86,13 @@ class _Client(aiomqtt.Client):
 class ScriptedHost:
     """One host; ``received`` holds every event as it came, repeats included."""
 
-    def __init__(self, url: str, name: str, script: Script | None = None) -> None:
+    def __init__(
+        self, url: str, name: str, script: Script | None = None, *, sealing: X25519PrivateKey | None = None
+    ) -> None:
         self.name = name
+        self.sealing = sealing
+        self.secrets: dict[str, Secret] = {}
+        self.installed: dict[str, int] = {}
         self.script = script or Script()
         self.received: list[Event] = []
         self.seen: set[str] = set()
@@ -141,7 +154,7 @@ class ScriptedHost:
 
     async def _take(self, text: str, payload: bytes) -> None:
         topic = TOPICS.parse(text)
-        assert isinstance(topic, RegisterTopic | DeployTopic | CommandTopic)
+        assert isinstance(topic, RegisterTopic | DeployTopic | CommandTopic | CredentialTopic)
         try:
             event = decode_event(TOPICS, topic, payload)
         except EventRefusedError as exc:
@@ -155,8 +168,9 @@ class ScriptedHost:
             return
         is_known = event.id in self.seen
         self.seen.add(event.id)
-        await self._receipt(event.id, text, Outcome.DUPLICATE if is_known else self._outcome(event))
-        if not is_known:
+        outcome = Outcome.DUPLICATE if is_known else self._outcome(event)
+        await self._receipt(event.id, text, outcome)
+        if not is_known and outcome is Outcome.ACCEPTED:
             await self._act(event)
 
     def _outcome(self, event: Event) -> Outcome:
@@ -165,6 +179,8 @@ class ScriptedHost:
                 subject: object = template
             case DeployData() as data:
                 subject = (data.template_name, data.pool)
+            case CredentialData(credential=credential):
+                subject = ("credential", credential)
             case CommandData():
                 return Outcome.ACCEPTED
         if (event.generation or 0) < self._generations.get(subject, 0):
@@ -179,6 +195,8 @@ class ScriptedHost:
                 await self._probe(data, generation)
             case DeployData() as data:
                 await self._replica(data, generation)
+            case CredentialData(trust=None) as data:
+                await self._credential(data, generation)
             case _:
                 pass
 
@@ -193,6 +211,36 @@ class ScriptedHost:
             template=data.template, generation=generation, verdict=verdict, code=code, sources=sources, checked=NOW
         )
         await self.say(ProbeTopic(self.name, data.template), status)
+
+    async def _credential(self, data: CredentialData, generation: int) -> None:
+        name, code = data.credential, self.script.refuses
+        if data.ensure is Ensure.ABSENT:
+            self.installed.pop(name, None)
+            self.secrets.pop(name, None)
+            state = CredentialState.REVOKED
+        else:
+            try:
+                if data.sealed is not None and code is None:
+                    assert self.sealing is not None
+                    binding = Binding(name, generation, data.origins or ())
+                    self.secrets[name] = Secret.decode(unseal(data.sealed, binding, host=self.name, key=self.sealing))
+            except WireError as exc:
+                code = exc.code
+            state = CredentialState.REFUSED if code else CredentialState.INSTALLED
+            if code is None:
+                self.installed[name] = generation
+        status = CredentialStatus(
+            credential=name,
+            state=state,
+            generation=generation,
+            installed=self.installed.get(name),
+            origins=data.origins or (),
+            expires=self.script.expires,
+            code=code,
+            message="as the script says" if code else "",
+            since=NOW,
+        )
+        await self.say(CredentialStatusTopic(self.name, name), status)
 
     async def _replica(self, data: DeployData, generation: int) -> None:
         topic = ReplicaTopic(self.name, data.pool, data.template_name)
