@@ -143,7 +143,7 @@ class CredentialMissingError(SourceError):
     def __init__(self, name: str) -> None:
         super().__init__(
             f"credential {name} is not installed on this host yet; it goes on as soon as it is.",
-            hint="Hand it out with `kvmctl credential add`; `kvmctl credential list` tells what each host has.",
+            hint=f"Hand it out with `kvmctl credential add {name}`; `kvmctl credential list` tells what each host has.",
         )
 
 

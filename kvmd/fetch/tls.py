@@ -79,7 +79,7 @@ def client_certificate_error(url: SourceUrl, shown: str | None) -> SourceError:
         return TlsClientCertError(
             f"source {url}: the server wants a client certificate, and none was shown: nothing that the template names has one "
             f"for {origin}.",
-            hint=f"Hand one out (`kvmctl credential add NAME --client-cert FILE --key FILE`, for {origin}) and name it in the "
+            hint=f"Hand one out, `kvmctl credential add NAME --for {origin} --client-cert FILE --key FILE`, and name it in the "
             "template's `credentials`; with `kvmd fetch` give --cert and --key.",
         )
     return TlsClientCertError(
@@ -113,7 +113,7 @@ def _not_trusted(url: SourceUrl, error: ssl.SSLCertVerificationError) -> SourceE
         hint = "Have the server's certificate issued anew, with a longer key and SHA-256."
     else:
         hint = (
-            f"If its CA is a private one, hand that out: `kvmctl credential add NAME --ca FILE`, for {origin}; with `kvmd fetch` "
+            f"If its CA is a private one, hand that out: `kvmctl credential add NAME --for {origin} --ca FILE`; with `kvmd fetch` "
             "give --ca FILE. For an origin with a CA of its own no other is believed."
         )
     return TlsVerifyError(f"{said}.", hint=hint)

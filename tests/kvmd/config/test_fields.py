@@ -85,3 +85,10 @@ def test_dangerous_addresses_are_denied_by_default(address: str) -> None:
 def test_other_addresses_are_not_denied_by_default(address: str) -> None:
     denied = PolicySettings().denied_networks
     assert not any(ipaddress.ip_address(address) in network for network in denied)
+
+
+def test_ports_of_mail_and_shells_are_denied_and_those_of_images_are_not() -> None:
+    denied = set(PolicySettings().denied_ports)
+    assert {22, 23, 25, 110, 143, 465, 587, 993, 995, 6667} <= denied
+    assert not {80, 443, 2049, 3128, 8000, 8080, 8443} & denied
+    assert len(denied) == len(PolicySettings().denied_ports)

@@ -21,6 +21,7 @@ from tests.support.credentials import opened
 from tests.support.hostile import HostileServer
 from tests.support.nginx import Nginx
 from tests.support.tls import Authority
+from tests.support.tlsproxy import TlsProxy
 
 SMALL = images.raw(300 << 10)
 LARGE = GeneratedContent(6 << 20, seed=3)
@@ -226,3 +227,27 @@ async def test_after_a_revocation_the_next_request_is_not_made(host: Host, hosti
             async with source.read(ByteRange(0, 1000), entity, block=1000):
                 pass
     assert len(hostile.requests) == 1
+
+
+async def test_a_proxy_is_not_shown_the_certificate_that_is_for_the_origin(
+    tmp_path: Path, authority: Authority
+) -> None:
+    async with HostileServer(tls=asking(authority)) as server, TlsProxy(asking(authority)) as proxy:
+        server.add("disk", SMALL)
+        here = origin(server, "https")
+        host = Host(tmp_path / "behind", policy=LOOPBACK, transfer={"proxies": {here: proxy.url}})
+        host.vault.put(opened("ca", here, proxy.url, ca=authority.ca_file))
+        host.vault.put(opened("pair", here, pair=authority.client))
+        outcome = await host.fetch(server.url("disk"), expected=SMALL, credentials=["pair"])
+        assert outcome.code == "ready"
+        assert {request.client_certificate for request in server.requests} == {True}
+        assert set(proxy.certificates) == {False}
+
+
+async def test_a_proxy_is_not_believed_for_the_ca_of_the_origin(tmp_path: Path, authority: Authority) -> None:
+    async with HostileServer(tls=asking(authority)) as server, TlsProxy(asking(authority)) as proxy:
+        here = origin(server, "https")
+        host = Host(tmp_path / "behind", policy=LOOPBACK, transfer={"proxies": {here: proxy.url}})
+        host.vault.put(opened("ca", here, ca=authority.ca_file))
+        assert (await host.fetch(server.url("disk"), expected=SMALL)).code == "TLS_VERIFY"
+        assert server.connections == 0

@@ -115,3 +115,19 @@ async def test_proxies_of_the_environment_are_ignored(
     hostile.add("disk", SMALL)
     assert (await host.fetch(hostile.url("disk"), expected=SMALL)).code == "ready"
     assert elsewhere.connections == 0
+
+
+async def test_a_redirect_to_a_denied_port_is_not_dialled(
+    tmp_path: Path, hostile: HostileServer, elsewhere: HostileServer
+) -> None:
+    host = Host(tmp_path, policy={**LOOPBACK, "denied_ports": [elsewhere.port]})
+    hostile.add("disk", SMALL)
+    outcome = await host.fetch(hostile.url("disk", redirect_to=elsewhere.url("disk")), expected=SMALL)
+    assert outcome.code == "URL_FORBIDDEN"
+    assert f"port {elsewhere.port} is not allowed" in outcome.failure.message
+    assert elsewhere.connections == 0
+
+
+async def test_a_port_that_a_person_typed_is_dialled(tmp_path: Path, elsewhere: HostileServer) -> None:
+    host = Host(tmp_path, policy={"denied_ports": [elsewhere.port]})
+    assert (await host.fetch(elsewhere.url("disk"), expected=SMALL)).code == "ready"

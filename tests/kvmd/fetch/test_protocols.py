@@ -8,12 +8,14 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kvmd.config.settings import DENIED_PORTS
 from kvmd.core.addresses import AddressPolicy
-from kvmd.errors import ConfigError, OpenFilesError, ProtocolUnsupportedError
+from kvmd.errors import ConfigError, OpenFilesError, ProtocolUnsupportedError, UrlForbiddenError
 from kvmd.fetch.http import HttpSource
 from kvmd.fetch.http import sources as http
 from kvmd.fetch.protocols import Protocols, load_plugins
@@ -161,3 +163,14 @@ def test_where_no_more_files_may_be_opened_that_is_what_is_told() -> None:
             load_plugins({"http"})
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("url", ["http://mail.test:25/", "https://shell.test:22/disk", "nfs://shell.test:22/disk"])
+def test_ports_of_other_services_are_refused_before_any_plug_in_sees_them(environment: Environment, url: str) -> None:
+    denied = replace(environment, denied_ports=frozenset(DENIED_PORTS))
+    schemes = dict.fromkeys(("http", "https", "nfs"), Tapes)
+    with pytest.raises(UrlForbiddenError, match=r"port (25|22) is not allowed"):
+        Protocols(schemes, denied, {}).open(SourceUrl.parse(url), Access())
+    typed = replace(denied, typed=frozenset({SourceUrl.parse(url).origin}))
+    with pytest.raises(ConfigError):  # that is what the plug-in says
+        Protocols(schemes, typed, {}).open(SourceUrl.parse(url), Access())
