@@ -79,8 +79,10 @@ async def _retained(session: Session) -> Mapping[EventTopic, tuple[str, bytes]]:
 
 def not_told(error: ControlError) -> ControlError:
     """Say that the keys were changed here and that hosts do not know it yet."""
-    return ControlError(
+    told = ControlError(
         f"the keys were changed, but hosts were not told: {error.message}",
         hint=f"{error.hint} Then tell them with: kvmctl keys publish",
         code=error.code,
     )
+    told.exit = error.exit
+    return told
