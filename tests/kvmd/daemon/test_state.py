@@ -154,6 +154,20 @@ async def test_a_damaged_journal_is_moved_aside_and_rebuilt_without_a_download(
     assert kvmd.volume("deb12").read_bytes() == IMAGE
 
 
+async def test_a_journal_of_the_version_before_is_taken_over(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
+    await _make_ready(kvmd, lab, hostile)
+    with sqlite3.connect(kvmd.state / "journal.db") as database:
+        database.execute("DROP TABLE credential")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+
+    await kvmd.start()
+
+    await kvmd.has_logged("broker connected", times=2)
+    assert list(kvmd.state.glob("*damaged*")) == []
+    assert lab.watch.states("deb12")[-1] == "ready"
+
+
 async def test_a_lost_state_folder_is_rebuilt_and_no_data_is_deleted(
     kvmd: Daemon, lab: Site, hostile: HostileServer
 ) -> None:
