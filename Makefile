@@ -1,6 +1,6 @@
 # Everything sets itself up; `make help` lists the targets.
 TEST_PACKAGES = apache2-bin aria2 caddy curl gnupg gpgv haproxy lighttpd mosquitto mosquitto-clients nfs-ganesha nfs-ganesha-vfs \
-  nginx-light openssl qemu-utils strace systemd tinyproxy-bin util-linux iproute2 \
+  nginx-light openssl qemu-utils strace systemd systemd-container tinyproxy-bin util-linux iproute2 \
   libvirt-daemon libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 seabios tini parted \
   libvirt-daemon-driver-storage-iscsi-direct tgt grub-common grub-pc-bin mtools xorriso
 BUILD_PACKAGES = gcc libc6-dev libvirt-dev pkg-config python3-dev
