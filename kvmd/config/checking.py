@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from kvmd.config.settings import MqttSettings, Settings, TrustSettings
+from kvmd.config.settings import InspectorSettings, MqttSettings, Settings, TrustSettings
 from kvmd.config.trusting import read_sealing_key, read_trust_list
 from kvmd.errors import ConfigError
 
@@ -39,6 +40,7 @@ def check(settings: Settings, *, now: datetime) -> list[Finding]:
         *_check_password(settings.mqtt),
         *_check_tls(settings.mqtt, now),
         *_check_trust(settings.trust, now),
+        *_check_inspector(settings.inspector),
     ]
 
 
@@ -53,6 +55,15 @@ def _check_folders(settings: Settings) -> Iterator[Finding]:
     nearest = next(folder for folder in (state, *state.parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         yield _error("state_dir", f"{nearest} cannot be written to", "Run this as the daemon's user, or grant access.")
+
+
+def _check_inspector(inspector: InspectorSettings) -> Iterator[Finding]:
+    if inspector.socket is not None:
+        if not inspector.socket.is_socket():
+            hint = "systemctl enable --now kvmd-inspector.socket"
+            yield _error("inspector.socket", f"{inspector.socket} is no socket, or not there", hint)
+    elif inspector.required and shutil.which("qemu-img") is None:
+        yield _error("inspector.required", "qemu-img is not installed", "Install qemu-utils (Debian) or qemu-img.")
 
 
 def _check_password(mqtt: MqttSettings) -> Iterator[Finding]:
