@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from kvmd.config import DirectoryPool, MqttSettings, Settings
+from kvmd.config import DirectoryPool, InspectorSettings, MqttSettings, Settings
 from kvmd.config.checking import Finding, check
 from kvmd.errors import ConfigError
 from tests.support.tls import Authority
@@ -140,3 +140,13 @@ def test_a_password_over_the_network_without_tls_is_doubtful(tmp_path: Path) -> 
     file.chmod(0o600)
     mqtt = MqttSettings(url="mqtt://broker.example", username="joe", password_file=file)
     assert "without TLS" in _one(check(_settings(tmp_path, mqtt), now=NOW), "mqtt.url", "warning")
+
+
+def test_an_inspector_that_cannot_be_used_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = _settings(tmp_path)
+    away = settings.model_copy(update={"inspector": InspectorSettings(socket=tmp_path / "none")})
+    assert "is no socket" in _one(check(away, now=NOW), "inspector.socket", "error")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    needed = settings.model_copy(update={"inspector": InspectorSettings(required=True)})
+    assert "qemu-img is not installed" in _one(check(needed, now=NOW), "inspector.required", "error")
+    assert check(settings, now=NOW) == []
