@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvmd.core.image.facts import Facts, Refusal, collected
-from kvmd.core.image.window import BeyondReachError, Window
-from kvmd.errors import ImageInvalidError, ImageUnsafeError
+from kvmd.core.image.window import READ_LIMIT, BeyondReachError, Window
+from kvmd.errors import ImageInvalidError, ImageTruncatedError, ImageUnsafeError
 
 MAGIC = b"vhdxfile"
 
@@ -38,6 +38,8 @@ _KNOWN_ITEMS = {
 }
 _ITEM_IS_REQUIRED = 1 << 2
 _HAS_PARENT = 1 << 1
+_BLOCK_STATE, _BLOCK_OFFSET = 0b111, ~((1 << 20) - 1)
+_PRESENT = frozenset({6, 7})  # fully, partially
 _MIN_BLOCK, _MAX_BLOCK = 1 << 20, 256 << 20
 _MAX_VIRTUAL_SIZE = 64 << 40
 _FLATTEN = "Merge it with its parent (Hyper-V: Merge-VHD), or qemu-img convert -O qcow2, and publish that."
@@ -64,7 +66,7 @@ def inspect(window: Window) -> Facts:
         return Facts(1, refusals=refusals, needs=max(needs, exc.until))
     except ImageInvalidError as exc:
         return Facts(1, refusals=(*refusals, Refusal.of(exc)), needs=needs)
-    more, later = collected(_sound(disk), _placed(window, regions))
+    more, later = collected(_sound(disk), _placed(window, regions), _blocks(window, regions))
     return Facts(
         version=1,
         virtual_size=disk.virtual_size,
@@ -158,6 +160,19 @@ def _placed(window: Window, regions: dict[uuid.UUID, tuple[int, int]]) -> Iterat
         if offset % (1 << 20) or offset < 1 << 20:
             yield Refusal(ImageInvalidError, f"vhdx: the {name} does not begin at a MiB of its own: offset {offset}.")
         window.require(f"vhdx: the {name}", offset + length)
+
+
+def _blocks(window: Window, regions: dict[uuid.UUID, tuple[int, int]]) -> Iterator[Refusal]:
+    """Check that the blocks which hold data begin within the file."""
+    if not window.is_whole or window.size is None:
+        return
+    offset, length = regions[_BAT_REGION]
+    raw = window.read(offset, min(length, READ_LIMIT))
+    entries = struct.unpack(f"<{len(raw) // 8}Q", raw[: len(raw) // 8 * 8])
+    last = max((entry & _BLOCK_OFFSET for entry in entries if entry & _BLOCK_STATE in _PRESENT), default=0)
+    if last >= window.size:
+        message = f"vhdx: a block of data at offset {last} lies behind the end of the file at {window.size}."
+        yield Refusal(ImageTruncatedError, message)
 
 
 def _table() -> tuple[int, ...]:

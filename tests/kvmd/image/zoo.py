@@ -328,6 +328,7 @@ ZOO = (
     Animal("vhdx fixed", filled("-o", "subformat=fixed", kind="vhdx"), "vhdx"),
     Animal("vhdx with a log", changed(created("vhdx"), _logged_vhdx), "vhdx", D),
     Animal("vhdx over a parent", changed(created("vhdx"), _parented_vhdx), "vhdx", U),
+    Animal("vhdx without its data", changed(filled(kind="vhdx"), lambda content: content[: 4 * MIB]), "vhdx", T),
     Animal("vhdx without headers", plain(b"vhdxfile".ljust(MIB, b"\0")), "vhdx", D),
     Animal("vhdx cut", changed(created("vhdx"), lambda content: content[: 2 * MIB]), "vhdx", D),
     Animal("vhd dynamic", created("vpc", "-o", "force_size=on"), "vhd", M, virtual_size=64 * MIB),
