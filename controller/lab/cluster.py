@@ -14,9 +14,11 @@ from typing import Never, Self
 from controller.config import load
 from controller.errors import UnreachableError
 from controller.lab import brokers
+from controller.lab.identity import LABELS, identify
 from controller.lab.processes import Child
 from controller.session import open_session
 from controller.supervise import beside
+from kvmwire.enrolment import SEALING_KEY, TRUST
 
 _READY_S = 30.0
 _STEP_S = 0.02
@@ -70,6 +72,8 @@ class Lab:
         await asyncio.to_thread(
             _write, self.config, f'state_dir = {_quoted(self.folder / "controller")}\n[mqtt]\nurl = "{self.url}"\n'
         )
+        homes = [(host, self.folder / host) for host in self.hosts]
+        await asyncio.to_thread(identify, self.folder / "controller/fleet", homes, url=self.url)
         await self._child("controller", [sys.executable, "-m", "controller", "serve", "--config", self.config])
         for host in self.hosts:
             config = await asyncio.to_thread(self._host_config, host)
@@ -78,13 +82,16 @@ class Lab:
             await self._hosts_online()
 
     def _host_config(self, host: str) -> Path:
-        """Write a daemon's settings: a directory pool, and leave to fetch from this machine."""
+        """Write a daemon's settings: a directory pool, and leave to fetch from this machine.
+
+        It knows who signs, and takes unsigned events too: a lab is for trying things out with a bare mosquitto_pub.
+        """
         self.pool(host).mkdir(parents=True, exist_ok=True)
         config = self.folder / host / "kvmd.toml"
         _write(
             config,
             f"""host = "{host}"
-labels = {{ zone = "lab" }}
+labels = {{ zone = "{LABELS["zone"]}" }}
 state_dir = {_quoted(self.folder / host / "state")}
 [mqtt]
 url = "{self.url}"
@@ -93,6 +100,9 @@ type = "directory"
 path = {_quoted(self.pool(host))}
 [policy]
 allowed_networks = ["127.0.0.0/8", "::1/128"]
+[trust]
+keys = "{TRUST}"
+sealing_key = "{SEALING_KEY}"
 """,
         )
         return config
