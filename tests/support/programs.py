@@ -29,6 +29,12 @@ def require_root(why: str) -> None:
         _skip(f"this test needs root, which {why}")
 
 
+def require_kernel(feature: str, *, is_there: bool) -> None:
+    """Skip the test where the kernel lacks a feature; with CI=true it fails instead."""
+    if not is_there:
+        _skip(f"this kernel has no {feature}")
+
+
 def _skip(reason: str) -> NoReturn:
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(f"{reason}, and with CI=true nothing may be skipped")

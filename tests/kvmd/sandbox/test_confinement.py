@@ -22,7 +22,7 @@ from kvmd.sandbox import landlock
 from kvmd.sandbox.limits import MAX_FILES, MAX_TASKS, NOBODY
 from kvmd.sandbox.protocol import Answer, Request
 from tests.support import images
-from tests.support.programs import require_program, require_root
+from tests.support.programs import require_kernel, require_program, require_root
 from tests.support.waiting import eventually_blocking
 
 GOOD = images.qcow2()
@@ -37,8 +37,7 @@ Fake = Callable[[str], Path]
 def user(request: pytest.FixtureRequest) -> str:
     """Start the inspector as root, and as a user who owns the image himself."""
     require_root("starts the inspector as root and as nobody")
-    if request.param == "unprivileged" and landlock.version() < 1:
-        pytest.skip("this kernel has no Landlock")
+    require_kernel("Landlock", is_there=landlock.version() > 0)
     kind: str = request.param
     return kind
 
@@ -210,7 +209,7 @@ def _opened_by_qemu(trace: str) -> list[str]:
 
 
 def _running(name: str) -> list[psutil.Process]:
-    """Give the processes that descend from nobody in particular, but carry a sleep of these tests."""
+    """Give the sleeping processes that scripts of these tests have started."""
     return [
         one
         for one in psutil.process_iter(["name", "cmdline"])
