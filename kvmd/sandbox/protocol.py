@@ -83,7 +83,10 @@ def _run(value: object) -> Run:
 
 
 def _table(text: bytes) -> dict[str, object]:
-    value: object = json.loads(text)
+    try:
+        value: object = json.loads(text)
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
     if not isinstance(value, dict):
         raise ValueError("expected an object")  # noqa: TRY004 - see Request
     return cast("dict[str, object]", value)
