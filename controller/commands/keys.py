@@ -279,5 +279,5 @@ def _say_about_broker(invocation: Invocation, keys: FleetKeys) -> None:
     if not invocation.output.is_json:
         invocation.output.say(
             f"At the broker: copy {keys.folder / 'crl.pem'} there, write its access list again with kvmctl broker-config, "
-            "and restart it; until then it lets the old certificate in."
+            "and reload it; until then it lets the old certificate in."
         )

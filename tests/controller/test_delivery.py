@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,3 +104,12 @@ def test_an_event_that_another_controller_superseded_is_not_sent_again() -> None
     newer = (RegisterTopic("deb12"), event_of(RegisterTopic("deb12"), RECORD, 2))
     fleet = fleet_of((HostTopic("kvm01"), host_status("kvm01")), newer)
     assert following(stored, event).due(fleet, 5.0) == [], "it would overwrite the newer one at the broker"
+
+
+def test_an_event_that_was_signed_anew_is_sent_with_the_new_bytes() -> None:
+    stored, event = an_event()
+    deliveries = following(stored, event)
+
+    deliveries.add(replace(stored, payload=b"signed anew"), event, now=5.0)
+
+    assert [one.payload for one in deliveries.due(two_hosts(), 3600.0)] == [b"signed anew"]

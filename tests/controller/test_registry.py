@@ -144,3 +144,21 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="file/state") as caught:
         Registry(tmp_path / "file/state").history(limit=1)
     assert "KVMCTL_STATE_DIR" in caught.value.hint
+
+
+def test_bytes_are_replaced_where_the_event_is_known_and_nothing_else_changes(registry: Registry) -> None:
+    registry.store(stored("e1"), ["kvm01"])
+    registry.record([receipt("e1", "kvm01")])
+
+    registry.replace_payloads({"e1": b"signed anew", "e2": b"nobody knows it"})
+
+    assert [(e.id, e.payload) for e in registry.retained()] == [("e1", b"signed anew")]
+    assert registry.receipted() == {"e1": {"kvm01"}}
+
+
+def test_topics_under_a_start_are_found_literally(registry: Registry) -> None:
+    for name, topic in (("e1", "x/kvm01/a"), ("e2", "x/kvm01/b"), ("e3", "x/kvm0_/c"), ("e4", "x/kvm01b/d")):
+        registry.store(stored(name, topic=topic), [])
+
+    assert registry.topics_under("x/kvm01/") == {"x/kvm01/a", "x/kvm01/b"}
+    assert registry.topics_under("x/kvm0_/") == {"x/kvm0_/c"}

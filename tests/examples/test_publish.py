@@ -287,3 +287,39 @@ def test_the_readme_names_every_file() -> None:
     readme = (EXAMPLES / "README.md").read_text()
     names = [path.name for path in EXAMPLES.iterdir() if path.is_file() and path.name != "README.md"]
     assert [name for name in names if name not in readme] == []
+
+
+async def signed(broker: Broker, folder: Path, topic: str, content: str) -> Ended:
+    """Make a fleet, and run the example with its key."""
+    kvmctl = Path(sys.executable).with_name("kvmctl")
+    env = {"KVMCTL_STATE_DIR": str(folder / "state"), "PATH": f"{kvmctl.parent}:{os.environ['PATH']}"}
+    subprocess.run([kvmctl, "keys", "init"], env={**os.environ, **env}, check=True, capture_output=True)
+    (folder / "event.json").write_text(content)
+    return await run(
+        "env", *(f"{key}={value}" for key, value in env.items()), EXAMPLES / "signed.sh", topic, folder / "event.json",
+        port=broker.port,
+    )  # fmt: skip
+
+
+async def test_a_signed_event_arrives_signed_and_retained(broker: Broker, tmp_path: Path) -> None:
+    require_program("mosquitto_pub")
+    ended = await signed(broker, tmp_path, "register/deb12", f'{{"url": "{URL}"}}')
+
+    async with broker.client() as client:
+        await client.subscribe("kvmd/v1/register/+")
+        message = await client.received_on("kvmd/v1/register/deb12")
+    assert (ended.code, ended.stdout, ended.stderr) == (0, "", "")
+    assert message.retain
+    event = decoded(message)
+    assert event.signature is not None
+    assert event.generation is not None
+
+
+async def test_what_cannot_be_signed_is_not_published(broker: Broker, tmp_path: Path) -> None:
+    require_program("mosquitto_pub")
+    async with broker.client() as client:
+        await client.subscribe("kvmd/v1/#")
+        ended = await signed(broker, tmp_path, "kvmd/v1/register/deb12", '{"colour": 1}')
+        assert ended.code == 2
+        assert "colour: unknown field" in ended.stderr
+        assert client.messages == []
