@@ -13,7 +13,8 @@ _SECRET = re.compile(r"authorization|cookie|token|secret|passw|credential|api-?k
 _FORBIDDEN = frozenset(
     {"accept-encoding", "connection", "content-encoding", "content-length", "expect", "host", "if-match"}
     | {"if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "keep-alive", "proxy-authorization"}
-    | {"proxy-connection", "range", "te", "trailer", "transfer-encoding", "upgrade"}
+    | {"proxy-connection", "range", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings"}
+    | {"x-http-method", "x-http-method-override", "x-method-override"}  # would make a DELETE of our GET
 )
 
 

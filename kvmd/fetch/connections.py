@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import aiohttp
@@ -14,7 +15,7 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from kvmd.core.addresses import AddressPolicy
-from kvmd.fetch.tls import watch
+from kvmd.fetch.tls import Handshake, HandshakeWatch
 from kvmd.plugin import Environment, TlsFiles
 from kvmwire import __version__
 from kvmwire.source import Origin, SourceUrl
@@ -62,26 +63,37 @@ class Connections:
         self._session: aiohttp.ClientSession | None = None
         self._contexts: dict[TlsFiles, ssl.SSLContext] = {}
         self._proxy_tls: dict[URL, ssl.SSLContext] = {}
+        self._watch = HandshakeWatch()
 
     async def get(
-        self, url: str, *, origin: Origin, headers: Mapping[str, str], credentials: Sequence[str]
+        self,
+        url: str,
+        *,
+        origin: Origin,
+        headers: Mapping[str, str],
+        credentials: Sequence[str],
+        handshake: Handshake | None = None,
     ) -> aiohttp.ClientResponse:
         """Send one GET, byte for byte to this URL, without following redirects. Raises what aiohttp raises.
 
         A kept connection is used again only where its TLS context is the very one that this request gets (aiohttp's key holds it):
-        no request goes out under another's client certificate, or to a server that was believed for other reasons.
+        no request goes out under another's client certificate, or to a server that was believed for other reasons. ``handshake`` is
+        told what the server asks for.
         """
         context = await self._context(origin, credentials) if origin.scheme == "https" else True
         proxy = self._environment.proxies.get(origin)
         if proxy is not None and proxy.startswith("https:"):
             self._proxy_tls[URL(proxy)] = await self._context(SourceUrl.parse(proxy).origin, ())
-        return await self._opened().get(
-            URL(url, encoded=True),
-            headers={"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": _USER_AGENT, **headers},
-            allow_redirects=False,
-            ssl=context,
-            proxy=proxy,
-        )
+        with ExitStack() as stack:
+            if handshake is not None and isinstance(context, ssl.SSLContext):
+                stack.enter_context(self._watch.noting(context, handshake))
+            return await self._opened().get(
+                URL(url, encoded=True),
+                headers={"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": _USER_AGENT, **headers},
+                allow_redirects=False,
+                ssl=context,
+                proxy=proxy,
+            )
 
     async def close(self) -> None:
         """Close every connection."""
@@ -118,10 +130,8 @@ class Connections:
         files = self._environment.tls.get(origin)
         installed = await self._environment.credentials.tls(origin, credentials) if files is None else None
         if installed is not None:
-            watch(installed)
             return installed
         files = files or TlsFiles()
         if files not in self._contexts:
             self._contexts[files] = files.context()
-            watch(self._contexts[files])
         return self._contexts[files]

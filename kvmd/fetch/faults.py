@@ -22,24 +22,22 @@ from kvmd.errors import (
     UrlForbiddenError,
 )
 from kvmd.fetch.connections import ForbiddenAddressError
-from kvmd.fetch.tls import Handshake, client_certificate_error, tls_error
+from kvmd.fetch.tls import tls_error
 from kvmwire.source import SourceUrl
 
 
 @contextmanager
-def translated(url: SourceUrl, handshake: Handshake | None = None) -> Generator[None]:
-    """Turn what aiohttp, ssl and the socket raise into our errors; ``handshake`` is that of a request with no answer yet."""
+def translated(url: SourceUrl, shown: str | None = None) -> Generator[None]:
+    """Turn what aiohttp, ssl and the socket raise into our errors; ``shown`` says whose client certificate was shown."""
     try:
         yield
     except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as exc:
-        raise tls_error(url, exc, handshake) from exc
+        raise tls_error(url, exc, shown) from exc
     except aiohttp.ServerTimeoutError as exc:
         raise SourceUnreachableError(f"source {url}: no connection within the connect timeout.") from exc
     except (aiohttp.ClientOSError, ssl.SSLError) as exc:
-        raise _os_error(url, exc, handshake) from exc
+        raise _os_error(url, exc, shown) from exc
     except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as exc:
-        if handshake is not None and handshake.explains_silence:
-            raise client_certificate_error(url, handshake.shown) from exc
         raise SourceUnreachableError(f"source {url}: the connection broke off ({_text(exc)}).") from exc
     except aiohttp.ClientHttpProxyError as exc:
         raise _proxy_error(url, exc) from exc
@@ -56,7 +54,7 @@ def _proxy_error(url: SourceUrl, exc: aiohttp.ClientHttpProxyError) -> SourceErr
     return SourceStatusError(f"{said}; not asked again.", status=exc.status)
 
 
-def _os_error(url: SourceUrl, exc: OSError, handshake: Handshake | None) -> KvmdError:
+def _os_error(url: SourceUrl, exc: OSError, shown: str | None) -> KvmdError:
     cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
     if isinstance(cause, ForbiddenAddressError):
         return UrlForbiddenError(
@@ -65,14 +63,12 @@ def _os_error(url: SourceUrl, exc: OSError, handshake: Handshake | None) -> Kvmd
     if cause.errno in {errno.EMFILE, errno.ENFILE}:
         return OpenFilesError(f"source {url}", limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if isinstance(exc, ssl.SSLError) or isinstance(exc.__cause__, ssl.SSLError):
-        return tls_error(url, exc, handshake)
+        return tls_error(url, exc, shown)
     if isinstance(exc, aiohttp.ClientConnectorError):
         return SourceUnreachableError(
             f"source {url}: no connection to {exc.host}:{exc.port} ({_reason(exc.os_error)}).",
             is_throttle=cause.errno == errno.ECONNREFUSED,  # it may have as many connections as it wants
         )
-    if handshake is not None and handshake.explains_silence:
-        return client_certificate_error(url, handshake.shown)
     return SourceUnreachableError(f"source {url}: {_text(exc)}.")
 
 

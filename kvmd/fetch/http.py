@@ -25,6 +25,7 @@ from kvmd.errors import (
     RangeMismatchError,
     RedirectForbiddenError,
     RedirectLimitError,
+    SourceError,
     SourceStalledError,
     SourceUnreachableError,
     UrlForbiddenError,
@@ -45,7 +46,7 @@ from kvmd.fetch.connections import Connections
 from kvmd.fetch.faults import translated
 from kvmd.fetch.gathering import gathered
 from kvmd.fetch.portrule import check_port
-from kvmd.fetch.tls import Handshake, client_certificate_error, noted
+from kvmd.fetch.tls import Handshake, client_certificate_error, is_silence
 from kvmd.plugin import Environment
 from kvmd.ports import Access, Head
 from kvmwire.codes import WireError
@@ -231,25 +232,46 @@ class HttpSource:
 
     async def _get(self, url: SourceUrl, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, Answer]:
         check_port(url, self._environment)
+        try:
+            response = await self._send(url, headers)
+        except SourceError as exc:
+            if not self._has_answered and url.origin.scheme == "https" and is_silence(exc):
+                await self._explain_silence(url, headers)
+            raise
+        self._has_answered = True
+        chunked = response.headers.get("Transfer-Encoding", "").lower().endswith("chunked")
+        return response, Answer(url, response.status, response.headers, chunked)
+
+    async def _send(
+        self, url: SourceUrl, headers: Mapping[str, str], handshake: Handshake | None = None
+    ) -> aiohttp.ClientResponse:
         own = self._access if url.origin == self._url.origin else self._access.elsewhere
         secret = self._environment.credentials.headers(url.origin, self._access.credentials)
-        handshake = Handshake(self._shown_to(url.origin), is_first=not self._has_answered)
-        with noted(handshake), translated(url, handshake):
+        with translated(url, self._shown_to(url.origin)):
             try:
                 async with asyncio.timeout(self._environment.stall_timeout_s):
-                    response = await self._sources.connections_to(url.origin).get(
+                    return await self._sources.connections_to(url.origin).get(
                         url.raw,
                         origin=url.origin,
                         headers={**joined(own.headers, secret), **headers},
                         credentials=self._access.credentials,
+                        handshake=handshake,
                     )
             except TimeoutError as exc:
                 if isinstance(exc, aiohttp.ServerTimeoutError):
                     raise
                 raise SourceStalledError(f"source {url}: no answer within the stall timeout.") from exc
-        self._has_answered = True
-        chunked = response.headers.get("Transfer-Encoding", "").lower().endswith("chunked")
-        return response, Answer(url, response.status, response.headers, chunked)
+
+    async def _explain_silence(self, url: SourceUrl, headers: Mapping[str, str]) -> None:
+        """Ask once more, and raise TlsClientCertError where the server wants a certificate that it was not shown."""
+        shown, handshake = self._shown_to(url.origin), Handshake()
+        if shown is not None:
+            return
+        with suppress(SourceError):
+            _cut(await self._send(url, headers, handshake))
+            return
+        if handshake.asked_for_certificate:
+            raise client_certificate_error(url, None)
 
     def _shown_to(self, origin: Origin) -> str | None:
         """Say whose client certificate is shown to this origin."""

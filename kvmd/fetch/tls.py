@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import ssl
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 import aiohttp
 
@@ -31,39 +32,43 @@ _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PAC
 _HANDSHAKE, _CERTIFICATE_REQUEST = 22, 13  # content and message type (RFC 8446, 5.1 and 4)
 
 
-@dataclass(slots=True)
 class Handshake:
-    """What happened while the connection of one request was made, if one was. ``shown``: whose client certificate was.
+    """What the server asked for while the connection of one request was made."""
 
-    ``is_first``: this source has answered nothing yet.
-    """
-
-    shown: str | None
-    is_first: bool
-    asked_for_certificate: bool = False
-
-    @property
-    def explains_silence(self) -> bool:
-        """Whether the server breaks off, as it seems, because it asked for a certificate in vain."""
-        return self.asked_for_certificate and self.shown is None and self.is_first
+    def __init__(self) -> None:
+        self.asked_for_certificate = False
 
 
 _current: ContextVar[Handshake | None] = ContextVar("handshake", default=None)
 
 
-@contextmanager
-def noted(handshake: Handshake) -> Generator[None]:
-    """Note there what the server asks for: a connection is made, and its handshake read, in the context of its request."""
-    token = _current.set(handshake)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+class HandshakeWatch:
+    """Notes what servers ask for in handshakes.
+
+    The ssl module tells it through a callback alone, which is called for each record, too: a download would be slowed by it.
+    """
+
+    def __init__(self) -> None:
+        self._users = Counter[ssl.SSLContext]()
+
+    @contextmanager
+    def noting(self, context: ssl.SSLContext, handshake: Handshake) -> Generator[None]:
+        """Note there what is asked for while a request's connection is made: its handshake is read in the request's context."""
+        self._users[context] += 1
+        _set_callback(context, _note)
+        token = _current.set(handshake)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+            self._users[context] -= 1
+            if not self._users[context]:
+                del self._users[context]
+                _set_callback(context, None)
 
 
-def watch(context: ssl.SSLContext) -> None:
-    """Have connections of this context noted. The ssl module tells nowhere else that a server asked for a certificate."""
-    context._msg_callback = _note  # type: ignore[attr-defined] # noqa: SLF001 - in Python since 3.8, without a public name
+def _set_callback(context: ssl.SSLContext, callback: object) -> None:
+    context._msg_callback = callback  # type: ignore[attr-defined] # noqa: SLF001 # pyright: ignore - since Python 3.8, without a public name
 
 
 def _note(_: object, direction: str, __: object, content: int, message: int, ___: bytes) -> None:
@@ -88,15 +93,14 @@ def client_certificate_error(url: SourceUrl, shown: str | None) -> SourceError:
     )
 
 
-def tls_error(url: SourceUrl, exc: BaseException, handshake: Handshake | None) -> SourceError:
+def tls_error(url: SourceUrl, exc: BaseException, shown: str | None) -> SourceError:
     """Give the error for what the TLS library says: about the server's certificate, or, in an alert, about ours."""
     error = _ssl_error(exc)
     if isinstance(error, ssl.SSLCertVerificationError):
         return _not_trusted(url, error)
     reason = (error.reason if error is not None else None) or _text(exc)
-    is_asked_in_vain = "HANDSHAKE_FAILURE" in reason.upper() and handshake is not None and handshake.explains_silence
-    if is_asked_in_vain or any(one in reason.upper() for one in _OURS_REFUSED):
-        return client_certificate_error(url, handshake.shown if handshake is not None else None)
+    if any(one in reason.upper() for one in _OURS_REFUSED):
+        return client_certificate_error(url, shown)
     return TlsVerifyError(
         f"source {url}: TLS failed: {reason.replace('_', ' ').lower()}.", hint=_hint_for(reason.upper())
     )
@@ -125,6 +129,17 @@ def _hint_for(reason: str) -> str | None:
     if any(one in reason for one in _NOT_TLS):
         return "The port does not speak TLS: check the URL's scheme and port."
     return None
+
+
+def is_silence(error: SourceError) -> bool:
+    """Whether the server broke off without a word, or with one that may mean anything."""
+    cause = error.__cause__
+    if isinstance(cause, aiohttp.ServerDisconnectedError | ConnectionResetError):
+        return True
+    said = _ssl_error(cause) if cause is not None else None
+    if said is not None:
+        return "HANDSHAKE_FAILURE" in (said.reason or "")
+    return isinstance(cause, aiohttp.ClientOSError) and cause.errno in {errno.ECONNRESET, errno.EPIPE}
 
 
 def _ssl_error(exc: BaseException) -> ssl.SSLError | None:

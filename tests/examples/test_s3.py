@@ -35,12 +35,14 @@ from kvmd.errors import (
 from kvmd.fetch.protocols import load_plugins
 from kvmd.plugin import Environment, Factory
 from kvmd.ports import Access, Source, Sources
+from kvmd.vault import Vault
 from kvmwire.source import SourceUrl
 from tests.kvmd.commands import Ran, kvmd, quick_config
 from tests.kvmd.daemon.harness import LOOPBACK, Daemon, record, running, sha256, site, toml
 from tests.kvmd.fetch.contract import CONTENT, SourceContract, fetch, put
 from tests.support import images
 from tests.support.brokers import Broker
+from tests.support.credentials import opened
 from tests.support.hostile import HostileServer
 from tests.support.nginx import Nginx
 from tests.support.ports import free_port
@@ -348,6 +350,15 @@ class TestAnswers:
         error = await self.error(opener.open(DISK, {"endpoint": f"https://127.0.0.1:{front.tls_port}"}))
         assert isinstance(error, TlsVerifyError)
         assert front.requests() == []
+
+    async def test_a_ca_that_the_host_was_handed_for_the_endpoint_is_believed(
+        self, opener: Opener, front: Nginx, authority: Authority
+    ) -> None:
+        endpoint, vault = f"https://127.0.0.1:{front.tls_port}", Vault()
+        vault.put(opened("ca", endpoint, ca=authority.ca_file))
+        error = await self.error(opener.open(DISK, {"endpoint": endpoint}, credentials=vault))
+        assert isinstance(error, SourceStatusError)
+        assert len(front.requests()) == 1
 
 
 class TestRules:

@@ -10,7 +10,8 @@ from kvmwire.headers import check_header_name, check_header_value
 FORBIDDEN_NAMES = [
     "", " ", "X Y", "X:", "X\r\nHost", "X\n", "X\0", "(x)", "X/Y", "\u00e4", "x" * 129,
     "Host", "HOST", "Content-Length", "content-length", "Range", "If-Range", "If-Match", "Accept-Encoding",
-    "Transfer-Encoding", "Connection", "TE", "Upgrade", "Expect", "Proxy-Authorization",
+    "Transfer-Encoding", "Connection", "TE", "Upgrade", "Expect", "Proxy-Authorization", "HTTP2-Settings",
+    "X-HTTP-Method-Override",
 ]  # fmt: skip
 FORBIDDEN_VALUES = [
     "s3cret\r\nHost: evil", "s3cret\nb", "s3cret\rb", "s3cret\0b", " s3cret", "s3cret ", "\ts3cret", "s3cret\x7fb",

@@ -62,7 +62,7 @@ class Connections:
         signed = headers if credentials is None else self._signed(location, credentials, headers)
         given = self._environment.tls.get(url.origin, TlsFiles())
         tls = replace(given, ca=given.ca or self._options.ca_file)
-        context = await self._context(tls) if location.origin.scheme == "https" else True
+        context = await self._context(tls, location.origin) if location.origin.scheme == "https" else True
         with translated(url):
             try:
                 async with asyncio.timeout(self._environment.stall_timeout_s):
@@ -113,7 +113,11 @@ class Connections:
 
         return make
 
-    async def _context(self, tls: TlsFiles) -> ssl.SSLContext:
+    async def _context(self, tls: TlsFiles, endpoint: Origin) -> ssl.SSLContext:
+        """Give the context; CA certificates that the host was handed for the endpoint count where its options name none."""
+        installed = await self._environment.credentials.tls(endpoint, ()) if tls == TlsFiles() else None
+        if installed is not None:
+            return installed
         if tls not in self._contexts:
             try:
                 self._contexts[tls] = await self._off_loop(tls.context)
