@@ -229,14 +229,24 @@ class MachineState(StrEnum):
 
 
 class MachineStatus(StatusModel):
-    """The state of a virtual machine on a host."""
+    """The state of a virtual machine on a host. ``uuid`` is its domain's, and cloud-init's instance id.
+
+    Of a machine that is removed nothing is retained.
+    """
 
     name: Name
+    generation: int
+    deployment: Name
+    template: Name
+    pool: Name
     state: MachineState
     code: FailureCode | None = None
     message: str = ""
     hint: str = ""
+    uuid: str | None = None
+    console: str = Field(default="", description="the end of what it wrote on its serial console, at most 4 KiB")
     since: AwareDatetime
+    next_attempt: AwareDatetime | None = None
 
 
 class CredentialState(StrEnum):

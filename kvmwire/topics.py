@@ -172,6 +172,10 @@ class Topics:
         """Name the figures of running downloads."""
         return (f"{self.prefix}/status/+/progress/+/{template}",)
 
+    def machine_filters(self, name: str = "+") -> tuple[str, ...]:
+        """Name the states of virtual machines."""
+        return (f"{self.prefix}/status/+/machine/{name}",)
+
     def receipt_filters(self) -> tuple[str, ...]:
         """Name the hosts' answers to events."""
         return (f"{self.prefix}/status/+/receipt/+",)

@@ -288,7 +288,20 @@ replicas = st.builds(
     progress=st.none() | progress,
 )
 machine_statuses = st.builds(
-    MachineStatus, name=names, state=st.sampled_from(MachineState), code=codes, message=texts, hint=texts, since=times
+    MachineStatus,
+    name=names,
+    generation=figures,
+    deployment=names,
+    template=names,
+    pool=names,
+    state=st.sampled_from(MachineState),
+    code=codes,
+    message=texts,
+    hint=texts,
+    uuid=st.none() | st.uuids().map(str),
+    console=texts,
+    since=times,
+    next_attempt=st.none() | times,
 )
 credential_statuses = st.builds(
     CredentialStatus,
