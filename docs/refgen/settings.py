@@ -49,6 +49,8 @@ def _rows(
         many: Any = one.get("additionalProperties")
         if "$ref" in one and "properties" in _target(one, definitions):
             yield from _rows(_target(one, definitions), definitions, key=here, variable=variable)
+        elif many and "oneOf" in many:
+            yield from _variants(many["oneOf"], definitions, key=(*here, "NAME"), variable=variable)
         elif many and "$ref" in many:
             yield from _rows(_target(many, definitions), definitions, key=(*here, "NAME"), variable=variable)
         else:
@@ -60,6 +62,19 @@ def _rows(
                 meaning(one),
                 code("_".join((variable, *(part.upper() for part in here)))),
             )
+
+
+def _variants(
+    variants: list[Schema], definitions: Mapping[str, Schema], *, key: tuple[str, ...], variable: str
+) -> Iterator[tuple[str, ...]]:
+    """Give one row a key of any variant of a table: the first one's, with the types of all."""
+    rows: dict[str, tuple[str, ...]] = {}
+    for one in variants:
+        for row in _rows(_target(one, definitions), definitions, key=key, variable=variable):
+            first = rows.setdefault(row[0], row)
+            if row[1] not in first[1]:
+                rows[row[0]] = (first[0], f"{first[1]}, {row[1]}", *first[2:])
+    yield from rows.values()
 
 
 def _target(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:

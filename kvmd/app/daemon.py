@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from kvmd.app.parts import disk_threads, environment_of, inspector_of, keyring_of, limits_of, open_sources, policy_of
+from kvmd.app.pools import open_stores
 from kvmd.bus import BrokerSettings, MqttBus
 from kvmd.clock import SystemClock
 from kvmd.config import MqttSettings, Settings
@@ -32,9 +33,7 @@ from kvmd.journal import SqliteJournal
 from kvmd.log import get_logger
 from kvmd.notify import Notifier
 from kvmd.plugin import TlsFiles
-from kvmd.ports import Sources
-from kvmd.store.directory import DirectoryStore
-from kvmd.store.zeros import Allocation
+from kvmd.ports import Sources, Store
 from kvmd.vault import Vault
 from kvmwire.topics import HostTopic, Topics
 from kvmwire.trust import TrustList, keyid_of
@@ -50,10 +49,19 @@ async def run(settings: Settings, environ: Mapping[str, str]) -> int:
     with _only_one(settings.state_dir), disk_threads(settings) as executor:
         journal, vault = await SqliteJournal.open(settings.state_dir), Vault()
         try:
-            environment = environment_of(settings, executor, credentials=vault)
-            async with open_sources(settings, environment) as sources:
+            async with (
+                open_sources(settings, environment_of(settings, executor, credentials=vault)) as sources,
+                open_stores(settings, executor) as stores,
+            ):
                 daemon = build_daemon(
-                    settings, await journal.load(), journal, sources, vault, executor, Notifier.from_environ(environ)
+                    settings,
+                    await journal.load(),
+                    journal,
+                    sources,
+                    stores,
+                    vault,
+                    executor,
+                    Notifier.from_environ(environ),
                 )
                 async with _metrics_of(daemon, settings):
                     await daemon.run(stopped)
@@ -89,16 +97,13 @@ def build_daemon(
     record: HostRecord,
     journal: SqliteJournal,
     sources: Sources,
+    stores: Mapping[str, Store],
     vault: Vault,
     executor: ThreadPoolExecutor,
     notifier: Notifier,
 ) -> Daemon:
     """Tie one host's parts together; what several hosts in one process may share is given."""
     clock, topics = SystemClock(), Topics(settings.mqtt.prefix)
-    stores = {
-        name: DirectoryStore(name, pool.path, executor=executor, allocation=Allocation(pool.allocation))
-        for name, pool in settings.pools.items()
-    }
     identification = identification_of(settings)
     sealing_key = identification.sealing_key
     identity = Identity(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.table import Table
 
+from kvmd.app.pools import check_pools
 from kvmd.config import describe, load
 from kvmd.config.checking import check
 from kvmwire.codes import Exit
@@ -31,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         Console(soft_wrap=True).print(table, markup=False)
     if not arguments.check:
         return Exit.DONE
-    findings = check(loaded.settings, now=datetime.now(UTC))
+    findings = check(loaded.settings, now=datetime.now(UTC)) + asyncio.run(check_pools(loaded.settings))
     for finding in findings:
         if arguments.json:
             print(json.dumps(asdict(finding)))

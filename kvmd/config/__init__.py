@@ -6,6 +6,7 @@ from kvmd.config.loading import DEFAULT_FILE, Described, Loaded, describe, load
 from kvmd.config.settings import (
     DirectoryPool,
     InspectorSettings,
+    LibvirtPool,
     LogSettings,
     MetricsSettings,
     MqttSettings,
@@ -20,6 +21,7 @@ __all__ = [
     "Described",
     "DirectoryPool",
     "InspectorSettings",
+    "LibvirtPool",
     "Loaded",
     "LogSettings",
     "MetricsSettings",

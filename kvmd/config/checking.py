@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from kvmd.config.settings import InspectorSettings, MqttSettings, Settings, TrustSettings
+from kvmd.config.settings import DirectoryPool, InspectorSettings, MqttSettings, Settings, TrustSettings
 from kvmd.config.trusting import read_sealing_key, read_trust_list
 from kvmd.errors import ConfigError
 
@@ -46,6 +46,8 @@ def check(settings: Settings, *, now: datetime) -> list[Finding]:
 
 def _check_folders(settings: Settings) -> Iterator[Finding]:
     for name, pool in settings.pools.items():
+        if not isinstance(pool, DirectoryPool):
+            continue
         key = f"pools.{name}.path"
         if not pool.path.is_dir():
             yield _error(key, f"the folder {pool.path} is not there", "Create or mount it.")

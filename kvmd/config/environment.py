@@ -11,7 +11,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel
 
 from kvmd.config.layers import Key
-from kvmd.config.settings import DirectoryPool, Settings
+from kvmd.config.settings import POOLS, Settings
 
 PREFIX = "KVMD_"
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -27,6 +27,11 @@ def known_keys(model: type[BaseModel] = Settings, prefix: Key = ()) -> dict[Key,
         else:
             keys[*prefix, name] = kind
     return keys
+
+
+def pool_keys() -> dict[Key, Any]:
+    """Give the keys of a pool's table, with their types: those of every kind of pool."""
+    return {key: kind for model in POOLS for key, kind in known_keys(model).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ def _variable(name: str, pools: Collection[str]) -> _Variable | None:
     label = _between(name, "KVMD_LABELS_", "")
     if label:
         return _Variable(("labels", label.lower() if label.isupper() else label), str)
-    for key, kind in known_keys(DirectoryPool).items():
+    for key, kind in pool_keys().items():
         pool = _between(name, "KVMD_POOLS_", f"_{key[0].upper()}")
         if pool:
             return _Variable(("pools", _pool_name(pool, pools), *key), kind)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, cast
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from kvmd.config.environment import from_environment, known_keys
+from kvmd.config.environment import from_environment, known_keys, pool_keys
 from kvmd.config.fields import UNQUOTED, KeyFiles
 from kvmd.config.layers import Key, Tree, drop_ins, is_there, lay_over, nested, origins, plain, read_toml
-from kvmd.config.settings import DirectoryPool, Settings
+from kvmd.config.settings import Settings
 from kvmd.errors import ConfigError
 from kvmwire.source import redact
 
@@ -35,6 +35,7 @@ _TEXTS = {
     "model_type": "expected a table",
     "model_attributes_type": "expected a table",
     "missing": "is missing",
+    "union_tag_invalid": "expected type = 'directory' or type = 'libvirt'",
 }
 
 
@@ -122,7 +123,7 @@ def _config_error(problems: list[str]) -> ConfigError:
 
 
 def _text(error: ErrorDetails, set_by: Mapping[Key, str]) -> str:
-    key = tuple(str(part) for part in error["loc"] if part != "[key]")
+    key = _key(error)
     name = ".".join(key) or "settings"
     place = f"{_origin(key[:-1] if error['type'] == 'missing' else key, set_by)}: {name}"
     if error["type"] == "extra_forbidden":
@@ -133,6 +134,12 @@ def _text(error: ErrorDetails, set_by: Mapping[Key, str]) -> str:
     if error["type"] in {UNQUOTED, "missing"}:
         return f"{place}: {expected}."
     return f"{place}: {expected}, got {_shown(error['input'])}."
+
+
+def _key(error: ErrorDetails) -> Key:
+    """Give the key that the error is about, without what pydantic adds: of a pool, its type."""
+    key = tuple(str(part) for part in error["loc"] if part != "[key]")
+    return (*key[:2], *key[3:]) if key[:1] == ("pools",) and key[2:3] in {("directory",), ("libvirt",)} else key
 
 
 def _origin(key: Key, set_by: Mapping[Key, str]) -> str:
@@ -146,7 +153,9 @@ def _origin(key: Key, set_by: Mapping[Key, str]) -> str:
 
 def _suggestion(key: Key) -> str:
     if key[:1] == ("pools",):
-        known = {other[-1]: (*key[:-1], *other) for other in known_keys(DirectoryPool)}
+        known = {other[-1]: (*key[:-1], *other) for other in pool_keys()}
+        if key[-1] in known:
+            return "; a pool of this type has none."
     else:
         every = {*known_keys(), *(other[:1] for other in known_keys())}
         known = {other[-1]: other for other in sorted(every, key=lambda other: other[:-1] == key[:-1])}

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, SecretStr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from kvmd.config.fields import (
@@ -139,15 +139,48 @@ class DirectoryPool(Section):
         description="runs of zeros become holes (sparse), reserved space (dense), or are written (full)",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_libvirt(cls, table: Any) -> Any:
-        fields = cast("dict[str, Any]", table if isinstance(table, dict) else {})
-        if fields.get("type") == "libvirt":
-            raise _unquoted(
-                "this version has directory pools only; write type = 'directory' and the path of its folder"
-            )
-        return cast("Any", table)
+    @property
+    def place(self) -> str:
+        """What no other pool may have."""
+        return f"path {self.path}"
+
+
+class LibvirtPool(Section):
+    """A storage pool that libvirt knows."""
+
+    type: Literal["libvirt"] = Field(description="kind of the pool")
+    uri: str = Field(
+        default="qemu:///system",
+        min_length=1,
+        max_length=1024,
+        description="libvirtd to ask about a pool of type libvirt",
+    )
+    pool: str = Field(min_length=1, max_length=255, description="name that a pool of type libvirt has there")
+    allocation: Literal["sparse", "dense", "full"] = Field(
+        default="sparse",
+        description="runs of zeros become holes (sparse), reserved space (dense), or are written (full)",
+    )
+
+    @property
+    def place(self) -> str:
+        """What no other pool may have."""
+        return f"pool {self.pool} at {self.uri}"
+
+
+POOLS: tuple[type[Section], ...] = (DirectoryPool, LibvirtPool)
+
+
+def pool_type(table: Any) -> str:
+    """Give the type of a pool, or of its table, which is a folder's where it says nothing."""
+    if isinstance(table, DirectoryPool | LibvirtPool):
+        return table.type
+    fields = cast("dict[str, Any]", table if isinstance(table, dict) else {})
+    return str(fields.get("type", "directory"))
+
+
+Pool = Annotated[
+    Annotated[DirectoryPool, Tag("directory")] | Annotated[LibvirtPool, Tag("libvirt")], Discriminator(pool_type)
+]
 
 
 class TransferSettings(Section):
@@ -286,7 +319,7 @@ class Settings(Section):
     )
     state_dir: AbsolutePath = Field(default=Path("/var/lib/kvmd"), description="folder of the journal")
     mqtt: MqttSettings = MqttSettings()
-    pools: dict[SettingName, DirectoryPool] = Field(
+    pools: dict[SettingName, Pool] = Field(
         default_factory=lambda: {"default": DirectoryPool(path=Path("/var/lib/libvirt/images"))}, min_length=1
     )
     transfer: TransferSettings = TransferSettings()
@@ -310,11 +343,11 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _one_pool_a_folder(self) -> Self:
-        pools: dict[Path, str] = {}
+        pools: dict[str, str] = {}
         for name, pool in self.pools.items():
-            other = pools.setdefault(pool.path, name)
+            other = pools.setdefault(pool.place, name)
             if other != name:
-                raise _unquoted(f"pools.{other} and pools.{name} have the same path {pool.path}; a folder is one pool")
+                raise _unquoted(f"pools.{other} and pools.{name} have the same {pool.place}; that is one pool")
         return self
 
 

@@ -71,6 +71,21 @@ def active_pool(connect: virConnect, name: str) -> PoolFacts:
     return facts
 
 
+def check_pool(connect: virConnect, name: str) -> None:
+    """Raise PoolMissingError that says why volumes could not be put into the pool, or libvirtError where it is not defined."""
+    facts = active_pool(connect, name)
+    if facts.type not in FOLDERS:
+        raise unsuitable_pool(facts)
+
+
+def unsuitable_pool(facts: PoolFacts) -> PoolMissingError:
+    """Give the error for a pool of a type that volumes cannot be put into."""
+    return PoolMissingError(
+        f"libvirt's pool {facts.name} is of type {facts.type}, which kvmd puts no volumes into.",
+        hint=f"Name a pool of type {', '.join(sorted(FOLDERS))}.",
+    )
+
+
 def listed_volume(connect: virConnect, name: str, path: str, *, is_fresh: bool) -> VolumeFacts | None:
     """Look a volume of the pool up by its path; None where libvirt does not list it.
 

@@ -13,7 +13,7 @@ from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.image import FoundFormat
 from kvmd.core.placement import Placement, Stored, Unusable
 from kvmd.core.ranges import ByteRange
-from kvmd.errors import FormatAmbiguousError, HypervisorUnreachableError, KvmdError, PoolMissingError, StoreIoError
+from kvmd.errors import FormatAmbiguousError, HypervisorUnreachableError, KvmdError, StoreIoError
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.pools import (
     FOLDERS,
@@ -23,6 +23,7 @@ from kvmd.hypervisor.pools import (
     listed_volume,
     pool_facts,
     refresh_pool,
+    unsuitable_pool,
 )
 from kvmd.log import get_logger
 from kvmd.ports import Store, Volume, VolumeRequest
@@ -117,10 +118,7 @@ class LibvirtStore:
     def _folder_of(self, facts: PoolFacts) -> Store:
         """Give the store of the folder that the pool has now: a pool may be defined anew, elsewhere."""
         if facts.type not in FOLDERS:
-            raise PoolMissingError(
-                f"pool {self._name}: libvirt's pool {self._pool} is of type {facts.type}, which has no folder of files.",
-                hint=f"Use a pool of type {', '.join(sorted(FOLDERS))}.",
-            )
+            raise unsuitable_pool(facts)
         if facts.path not in self._folders:
             self._folders[facts.path] = self._make_folder(Path(facts.path))
         return self._folders[facts.path]

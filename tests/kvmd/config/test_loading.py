@@ -128,6 +128,7 @@ def test_all_errors_are_told_at_once_with_file_and_key(tmp_path: Path) -> None:
         ('[pools.a]\npath = "/x/../etc"', "expected an absolute path"),
         ('[pools.a]\npath = "/x"\n[pools.b]\npath = "/x"', "pools.a and pools.b have the same path /x"),
         ('[pools.a]\ntype = "nfs"\npath = "/x"', "pools.a: expected type = 'directory' or type = 'libvirt'"),
+        ('[pools.a]\npath = "/x"\nuri = "x"', "pools.a.uri: unknown key; a pool of this type has none"),
         ('[pools.a]\ntype = "libvirt"', "pools.a.pool: is missing"),
         ('[pools.a]\ntype = "libvirt"\npool = "a"\npath = "/x"', "pools.a.path: unknown key"),
         (
@@ -212,7 +213,7 @@ def test_a_variable_sets_its_key(tmp_path: Path, name: str, text: str, key: str,
     ("environ", "told"),
     [
         ({"KVMD_TRANSFER_SESION": "1"}, "KVMD_TRANSFER_SESION: unknown variable; did you mean KVMD_TRANSFER_SESSIONS?"),
-        ({"KVMD_POOLS_A_URI": "1"}, "environment KVMD_POOLS_A_URI: unknown variable"),
+        ({"KVMD_POOLS_A_SIZE": "1"}, "environment KVMD_POOLS_A_SIZE: unknown variable"),
         ({"KVMD_LABELS_": "1"}, "environment KVMD_LABELS_: unknown variable"),
         ({"KVMD_": "1"}, "environment KVMD_: unknown variable"),
         ({"KVMD_TRANSFER_SESSIONS": "1", "KVMD_TRANSFER__SESSIONS": "2"}, "sets the same as"),

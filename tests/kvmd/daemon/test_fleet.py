@@ -16,6 +16,7 @@ import pytest
 
 from kvmd.app.daemon import build_daemon
 from kvmd.app.parts import environment_of, open_sources
+from kvmd.app.pools import open_stores
 from kvmd.config import DirectoryPool, MqttSettings, PolicySettings, Settings
 from kvmd.journal import SqliteJournal
 from kvmd.notify import Notifier
@@ -51,9 +52,10 @@ async def running_host(
     """Run all of a daemon but its process: real journal, bus, inbox, prober, reconciler and store."""
     journal = await SqliteJournal.open(settings.state_dir)
     stopped = asyncio.Event()
-    daemon = build_daemon(settings, await journal.load(), journal, sources, Vault(), executor, Notifier())
     try:
-        async with asyncio.TaskGroup() as group:
+        async with open_stores(settings, executor) as stores, asyncio.TaskGroup() as group:
+            record = await journal.load()
+            daemon = build_daemon(settings, record, journal, sources, stores, Vault(), executor, Notifier())
             group.create_task(daemon.run(stopped))
             try:
                 yield
