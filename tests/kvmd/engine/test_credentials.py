@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ import pytest
 
 from kvmd.app.parts import disk_threads, environment_of, open_sources
 from kvmd.core.ranges import ByteRange
+from kvmd.core.session import Waiting
 from kvmd.errors import CredentialMissingError
 from kvmd.ports import Access, Sources
 from kvmwire.source import SourceUrl
@@ -22,6 +24,7 @@ from tests.support.hostile import HostileServer
 from tests.support.nginx import Nginx
 from tests.support.tls import Authority
 from tests.support.tlsproxy import TlsProxy
+from tests.support.waiting import eventually
 
 SMALL = images.raw(300 << 10)
 LARGE = GeneratedContent(6 << 20, seed=3)
@@ -131,6 +134,25 @@ async def test_a_name_that_is_not_installed_stops_it(host: Host, hostile: Hostil
     assert outcome.code == "CREDENTIAL_INVALID"
     assert "credential token is not installed on this host yet" in outcome.failure.message
     assert hostile.requests == []
+
+
+async def test_a_download_whose_credential_is_revoked_waits_for_a_new_one(
+    tmp_path: Path, hostile: HostileServer
+) -> None:
+    host = Host(tmp_path / "host", policy=LOOPBACK, transfer={"connections": 1})
+    hostile.add("disk", LARGE)
+    token = opened("token", origin(hostile), headers={"X-Token": "s3cret"})
+    host.vault.put(token)
+    url = hostile.url("disk", require="X-Token:s3cret", hold=1 << 20, cut=2 << 20)
+    running = asyncio.create_task(host.fetch(url, expected=LARGE, credentials=["token"]))
+    await eventually(lambda: hostile.holding("disk") > 0, timeout_s=5, what="the download is under way")
+    host.vault.drop("token")
+    hostile.release("disk")
+    outcome = await running
+    assert isinstance(outcome.state, Waiting)
+    assert outcome.code == "CREDENTIAL_INVALID"
+    host.vault.put(token)
+    assert (await host.fetch(hostile.url("disk"), expected=LARGE, credentials=["token"])).code == "ready"
 
 
 async def test_each_origin_has_a_ca_of_its_own(host: Host, tmp_path: Path, authority: Authority) -> None:
