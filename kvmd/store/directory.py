@@ -303,6 +303,7 @@ class DirectoryStore:
                     update={
                         "state": PoolState.ACTIVE if is_writable else PoolState.READONLY,
                         "capacity": capacity.f_blocks * capacity.f_frsize,
+                        "allocation": (capacity.f_blocks - capacity.f_bfree) * capacity.f_frsize,
                         "available": capacity.f_bavail * capacity.f_frsize,
                     }
                 )
