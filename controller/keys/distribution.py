@@ -45,7 +45,7 @@ async def distribute(session: Session, keys: FleetKeys) -> Distributed:
 
 
 async def _sign_anew(session: Session, keys: FleetKeys) -> list[str]:
-    retired = retired_keys(keys.register)
+    retired = retired_keys(keys.register, now_utc())
     if not retired:
         return []
     known = await _retained(session)

@@ -65,22 +65,24 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Generator[None, None, None]:
-    """Hold the lock file; another process waits here until it is let go."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
+    """Hold a folder, or the lock file of this name; another process waits here until it is let go."""
+    is_folder = path.is_dir()
+    flags = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    descriptor = os.open(path, flags | os.O_CLOEXEC, PRIVATE)
     try:
-        _give_to_owner(path.parent, descriptor)
+        if not is_folder:
+            _give_to_owner(path.parent, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
 
 
-def give_to_owner_of(folder: Path, *paths: Path) -> None:
-    """Let the folder's owner, such as the service's user, read what root made."""
+def give_to_owner_of(folder: Path, path: Path) -> None:
+    """Let the folder's owner, such as the service's user, have what root made."""
     if os.geteuid() == 0:
         owner = folder.stat()
-        for path in paths:
-            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _give_to_owner(folder: Path, descriptor: int) -> None:

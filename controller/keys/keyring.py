@@ -90,15 +90,10 @@ class FleetKeys:
         """Make a fleet; the folder appears whole or not at all. Raises UsageError where there is one already."""
         try:
             folder.parent.mkdir(parents=True, exist_ok=True, mode=files.FOLDER)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-            try:
-                _fill(temporary, tuple(broker_names), now)
-                made = list(temporary.iterdir())
-                files.sync_folder(temporary)
-                files.give_to_owner_of(folder.parent, temporary, *made)
-                _appear(temporary, folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            with files.locked(folder.parent):
+                for left in folder.parent.glob(f".{folder.name}.*"):
+                    shutil.rmtree(left)  # of a process that was killed
+                _make(folder, tuple(broker_names), now)
         except OSError as exc:
             raise UsageError(
                 f"fleet {folder}: it cannot be made: {exc.strerror or exc}.",
@@ -270,17 +265,23 @@ def _fill(folder: Path, broker_names: tuple[str, ...], now: datetime) -> None:
             files.write(folder / name, content, mode=mode)
 
 
-def _appear(temporary: Path, folder: Path) -> None:
-    """Move the filled folder to its place, where at most an empty one may be."""
+def _make(folder: Path, broker_names: tuple[str, ...], now: datetime) -> None:
+    """Fill a folder beside its place, where at most an empty one may be, and move it there."""
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
+        files.give_to_owner_of(folder.parent, temporary)
+        _fill(temporary, broker_names, now)
+        files.sync_folder(temporary)
         temporary.rename(folder)
     except OSError as exc:
-        if folder.exists():
-            raise UsageError(
-                f"fleet {folder}: there is one already, or something else; nothing was changed.",
-                hint="See it with: kvmctl keys list. New keys for it: kvmctl keys rotate. Another one: KVMCTL_FLEET_DIR.",
-            ) from exc
-        raise
+        if not folder.exists():
+            raise
+        raise UsageError(
+            f"fleet {folder}: there is one already, or something else; nothing was changed.",
+            hint="See it with: kvmctl keys list. New keys for it: kvmctl keys rotate. Another one: KVMCTL_FLEET_DIR.",
+        ) from exc
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     files.sync_folder(folder.parent)
 
 

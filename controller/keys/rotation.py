@@ -15,6 +15,8 @@ from kvmwire.signing import is_signed_by, sign_payload
 from kvmwire.topics import EventTopic, Topics
 from kvmwire.trust import TrustedKey
 
+_TAKEN_OVER = timedelta(days=1)
+
 
 def rotated(register: FleetRegister, key: Ed25519PrivateKey, *, overlap: timedelta, now: datetime) -> FleetRegister:
     """Sign with a new key from now on; the one so far is believed for the overlap."""
@@ -60,10 +62,14 @@ def with_host_revoked(register: FleetRegister, name: str, now: datetime) -> Flee
     return register.with_host(host.model_copy(update=update)).with_next_crl()
 
 
-def retired_keys(register: FleetRegister) -> list[TrustedKey]:
-    """Give the controller's former keys of which what they signed may be taken over."""
+def retired_keys(register: FleetRegister, now: datetime) -> list[TrustedKey]:
+    """Give the controller's former keys of which what they signed may be taken over.
+
+    Only for a day after its end: nobody may have believed what a key signs that was lost much later.
+    """
     others = {register.signing, register.root, *(one.keyid for one in register.publishers)}
-    return [key for key in register.trust.keys if key.keyid not in others and not key.is_revoked]
+    kept = (key for key in register.trust.keys if key.keyid not in others and not key.is_revoked)
+    return [key for key in kept if key.is_valid_at(now) or key.is_valid_at(now - _TAKEN_OVER)]
 
 
 def signed_anew(

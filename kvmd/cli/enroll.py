@@ -33,7 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
         row = {"host": bundle.host, "written": [str(folder / name) for name in done.written]}
         print(
             json.dumps(
-                {**row, "settings_kept": done.settings_kept, "not_after": str(bundle.certificate.not_valid_after_utc)}
+                {
+                    **row,
+                    "settings_kept": done.settings_kept,
+                    "unused": done.unused,
+                    "not_after": str(bundle.certificate.not_valid_after_utc),
+                }
             )
         )
     else:
@@ -46,6 +51,9 @@ def _tell(bundle: Bundle, done: Installed, folder: Path) -> None:
     print(f"{bundle.host} is enrolled: {', '.join(done.written)} in {folder}; its certificate is good until {until}.")
     if done.settings_kept:
         print(f"{folder}/kvmd.toml was there and was kept; --replace puts the bundle's in its place.", file=sys.stderr)
+    if done.unused:
+        print(f"NOT IN FORCE, as the settings do not say so: {', '.join(done.unused)}.", file=sys.stderr)
+        print(f"{folder}/kvmd.toml: see the bundle's, and add them, or take it with --replace.", file=sys.stderr)
     print("Next:", file=sys.stderr)
     print("  kvmd config --check", file=sys.stderr)
     print("  systemctl enable kvmd; systemctl restart kvmd", file=sys.stderr)

@@ -17,10 +17,14 @@ from kvmwire.enrolment import CA, CERTIFICATE, MQTT_KEY, SEALING_KEY, SETTINGS, 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What was done: the files that were written, and whether the settings that were there have been kept."""
+    """What was done: the files that were written, and whether the settings that were there have been kept.
+
+    ``unused`` names settings without which what was installed is not in force.
+    """
 
     written: tuple[str, ...]
     settings_kept: bool
+    unused: tuple[str, ...]
 
 
 def install(bundle: Bundle, folder: Path, *, replace: bool) -> Installed:
@@ -43,7 +47,22 @@ def install(bundle: Bundle, folder: Path, *, replace: bool) -> Installed:
                 load(beside / SETTINGS, {})  # of a later version, it may say what this one does not know
             put(beside, folder, files)
         shutil.rmtree(folder / PENDING, ignore_errors=True)
-    return Installed(tuple(sorted(files)), is_kept)
+    return Installed(tuple(sorted(files)), is_kept, _unused(folder))
+
+
+def _unused(folder: Path) -> tuple[str, ...]:
+    """Name the settings, drop-ins included, that do not say what the bundle's said."""
+    settings = load(folder / SETTINGS, {}).settings
+    mqtt, trust, home = settings.mqtt, settings.trust, folder.absolute()
+    said = {
+        "mqtt.ca": mqtt.ca == home / CA,
+        "mqtt.cert": mqtt.cert == home / CERTIFICATE,
+        "mqtt.key": mqtt.key == home / MQTT_KEY,
+        "trust.keys": trust.keys == home / TRUST,
+        "trust.sealing_key": trust.sealing_key == home / SEALING_KEY,
+        "policy.require_signature": settings.policy.require_signature,
+    }
+    return tuple(key for key, is_said in said.items() if not is_said)
 
 
 def _found_key(bundle: Bundle, folder: Path, name: str) -> bytes:

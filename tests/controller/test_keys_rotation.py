@@ -289,12 +289,12 @@ def test_the_key_of_a_publisher_or_a_revoked_one_is_never_taken_over(tmp_path: P
         ).encode(),
         first,
     )
-    (retired,) = retired_keys(register)
+    (retired,) = retired_keys(register, now + timedelta(days=7, hours=23))
     dead = retired.model_copy(update={"is_revoked": True})
     with_dead = register.with_key(dead, now)
 
     assert signed_anew(TOPICS, DEB12, payload, retired=[retired], key=new) is not None
-    assert retired_keys(with_dead) == []
+    assert retired_keys(with_dead, now) == retired_keys(register, now + timedelta(days=9)) == []
     assert signed_anew(TOPICS, RegisterTopic("other"), payload, retired=[retired], key=new) is None
     assert signed_anew(TOPICS, DEB12, b"{}", retired=[retired], key=new) is None
 
