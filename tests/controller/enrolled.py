@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import datetime as dt
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import tomli_w
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from controller.keys.keyring import FleetKeys
+from controller.keys import files
+from controller.keys.keyring import FleetKeys, raw_key_pem
 from controller.keys.register import EnrolledHost
 from tests.controller.kvmctl import Kvmctl
 
@@ -37,6 +41,17 @@ class EnrolledFleet:
             host = keys.register.host(name)
             assert host is not None
             keys.save(keys.register.with_host(host.model_copy(update={"revoked": dt.datetime.now(dt.UTC)})))
+
+    def tables(self, name: str, folder: Path) -> dict[str, Any]:
+        """Write what a host's settings name, and give those settings."""
+        trust, sealing = folder / "trust.toml", folder / "sealing.key"
+        folder.mkdir(exist_ok=True)
+        trust.write_text(tomli_w.dumps(FleetKeys.open(self._folder).trust.model_dump(mode="json", exclude_none=True)))
+        files.write(sealing, raw_key_pem(self.key(name)))
+        return {
+            "trust": {"keys": str(trust), "sealing_key": str(sealing)},
+            "policy": {"require_signature": True},
+        }
 
     def key(self, name: str) -> X25519PrivateKey:
         """Give the newest key of a host."""
