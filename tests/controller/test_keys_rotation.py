@@ -307,8 +307,11 @@ async def test_a_rotation_while_somebody_serves_leaves_no_former_signature(fleet
             await serve.stderr.readuntil(b"started")
         assert (await fleet.run("keys", "rotate")).code == 0
         async with ScriptedHost(broker.url, "kvm01", Script(silent_for=2)).running() as host:
-            received = lambda: [event for event in host.received if event.topic == DEB12]  # noqa: E731
-            await eventually(lambda: len(received()) > 1, what="serve has sent it again")
+            await eventually(lambda: len(about_deb12(host)) > 1, what="serve has sent it again")
 
     current = fleet_of(fleet).register.signing
-    assert {event.signature.keyid for event in received() if event.signature} == {current}
+    assert {event.signature.keyid for event in about_deb12(host) if event.signature} == {current}
+
+
+def about_deb12(host: ScriptedHost) -> list[Event]:
+    return [event for event in host.received if event.topic == DEB12]
