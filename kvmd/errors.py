@@ -11,7 +11,8 @@ KvmdError
     ImageInvalidError, ImageTruncatedError, ImagePolicyError, VirtualSizeError, DecompressError
   StoreError             the pool cannot take or keep the volume
     NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError, ExistsError, InUseError
-    HypervisorUnreachableError
+    HypervisorUnreachableError, PoolUnsupportedError
+  MachineError           a virtual machine cannot be made, started or removed
   RefusedError           the request itself is refused: policy, cancelled, deadline, unknown template
     CredentialInvalidError, SecretError
   BrokerError            the MQTT broker cannot be used
@@ -326,6 +327,12 @@ class HypervisorUnreachableError(PoolMissingError):
         )
 
 
+class PoolUnsupportedError(StoreError):
+    """The pool is of a kind that this version puts no volumes into."""
+
+    code = FailureCode.UNSUPPORTED
+
+
 class PoolReadonlyError(StoreError):
     """The pool cannot be written to."""
 
@@ -348,6 +355,12 @@ class InUseError(StoreError):
     """The volume, or its partial file, is in use by somebody else."""
 
     code = FailureCode.IN_USE
+
+
+class MachineError(KvmdError):
+    """A virtual machine cannot be made, started or removed."""
+
+    code = FailureCode.MACHINE
 
 
 class RefusedError(KvmdError):

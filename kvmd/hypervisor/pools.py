@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
-from xml.sax.saxutils import escape
 
-from kvmd.errors import PoolMissingError
+from kvmd.errors import PoolMissingError, PoolUnsupportedError
 from kvmd.hypervisor.library import load_libvirt
 
 if TYPE_CHECKING:
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
 FOLDERS = frozenset({"dir", "fs", "netfs", "gluster"})
 """Types of pools whose volumes are files in a folder of this machine."""
-BLOCKS = frozenset({"disk", "logical"})
-"""Types of pools whose volumes are block devices of this machine, made and deleted through libvirt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +69,17 @@ def active_pool(connect: virConnect, name: str) -> PoolFacts:
 
 
 def check_pool(connect: virConnect, name: str) -> None:
-    """Raise PoolMissingError that says why volumes could not be put into the pool, or libvirtError where it is not defined."""
+    """Raise the StoreError that says why volumes could not be put into the pool, or libvirtError where it is not defined."""
     facts = active_pool(connect, name)
     if facts.type not in FOLDERS:
         raise unsuitable_pool(facts)
 
 
-def unsuitable_pool(facts: PoolFacts) -> PoolMissingError:
+def unsuitable_pool(facts: PoolFacts) -> PoolUnsupportedError:
     """Give the error for a pool of a type that volumes cannot be put into."""
-    return PoolMissingError(
-        f"libvirt's pool {facts.name} is of type {facts.type}, which kvmd puts no volumes into.",
+    return PoolUnsupportedError(
+        f"libvirt's pool {facts.name} is of type {facts.type}, and this version puts volumes only into pools of files; "
+        "nothing was downloaded.",
         hint=f"Name a pool of type {', '.join(sorted(FOLDERS))}.",
     )
 
@@ -104,25 +102,6 @@ def listed_volume(connect: virConnect, name: str, path: str, *, is_fresh: bool) 
 def refresh_pool(connect: virConnect, name: str) -> None:
     """Have libvirt look at the pool anew."""
     connect.storagePoolLookupByName(name).refresh(0)
-
-
-def create_volume(connect: virConnect, name: str, volume: str, *, size: int) -> VolumeFacts:
-    """Make a raw volume of at least ``size`` bytes. The pool chooses the name where it has no free choice, as ``disk`` does."""
-    form = "none" if pool_facts(connect, name).type == "disk" else "raw"
-    xml = (
-        f"<volume><name>{escape(volume)}</name><capacity unit='bytes'>{size}</capacity>"
-        f"<target><format type='{form}'/></target></volume>"
-    )
-    return volume_facts(connect.storagePoolLookupByName(name).createXML(xml, 0))
-
-
-def delete_volume(connect: virConnect, name: str, path: str) -> bool:
-    """Delete a volume of the pool; False where it has none of that path."""
-    found = _by_path(connect.storagePoolLookupByName(name), path)
-    if found is None:
-        return False
-    found.delete(0)
-    return True
 
 
 def volume_facts(volume: virStorageVol) -> VolumeFacts:

@@ -12,8 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from kvmd.errors import FormatAmbiguousError, HypervisorUnreachableError, NoSpaceError, PoolMissingError
+from kvmd.errors import (
+    FormatAmbiguousError,
+    HypervisorUnreachableError,
+    NoSpaceError,
+    PoolMissingError,
+    PoolUnsupportedError,
+)
 from kvmd.hypervisor.connection import Connection
+from kvmd.ports import Store
 from kvmd.store import libvirt
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.libvirt import LibvirtStore
@@ -33,6 +40,12 @@ def libvirtd() -> Iterator[Libvirtd]:
         yield running
 
 
+def _attached(disk: Path) -> str:
+    """Make a block device of a file, and name it."""
+    command = ["losetup", "--find", "--show", disk]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 @contextmanager
 def _defined(libvirtd: Libvirtd, kind: str) -> Generator[Path]:
     """Define and start the pool ``fast``, and give its folder."""
@@ -44,9 +57,7 @@ def _defined(libvirtd: Libvirtd, kind: str) -> Generator[Path]:
         with disk.open("wb") as file:
             file.truncate(128 * MIB)
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", disk], check=True)
-        device = subprocess.run(
-            ["losetup", "--find", "--show", disk], check=True, capture_output=True, text=True
-        ).stdout.strip()
+        device = _attached(disk)
         source = f"<source><device path='{device}'/><format type='ext4'/></source>"
     try:
         libvirtd.define_pool(
@@ -190,6 +201,34 @@ async def test_libvirt_must_take_the_volume_for_what_it_is(store: LibvirtStore, 
         await make(store, "other", disguised)
     assert not (pool / "other").exists()
     assert libvirtd.volumes("fast") == {"disk"}
+
+
+async def test_a_pool_of_another_type_is_refused_before_anything_is_downloaded(libvirtd: Libvirtd) -> None:
+    disk = libvirtd.folder / "table"
+    with disk.open("wb") as file:
+        file.truncate(16 * MIB)
+    device = _attached(disk)
+    try:
+        libvirtd.define_pool(
+            f"<pool type='disk'><name>slow</name><source><device path='{device}'/><format type='gpt'/></source>"
+            "<target><path>/dev</path></target></pool>",
+            build=True,
+        )
+        connection = Connection(libvirtd.uri)
+        store = LibvirtStore("pool", "slow", connection, folder=_no_folder)
+        with pytest.raises(PoolUnsupportedError, match=r"is of type disk, .* only into pools of files") as caught:
+            await store.find("disk", known=None, algorithm=Algorithm.SHA_256)
+        assert "dir, fs" in caught.value.hint
+        status = await store.status()
+        await connection.close()
+        assert (status.type, status.state) == ("libvirt:disk", PoolState.MISSING)
+    finally:
+        subprocess.run(libvirtd.virsh_command("pool-destroy", "slow"), check=False, capture_output=True)
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def _no_folder(path: Path) -> Store:
+    raise AssertionError(path)
 
 
 @only_dir
