@@ -10,7 +10,7 @@ import base64
 import binascii
 import tomllib
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Final, Literal, NoReturn
 
 import tomli_w
 from cryptography import x509
@@ -27,7 +27,7 @@ from kvmwire.codes import FailureCode, WireError
 from kvmwire.names import Name
 from kvmwire.trust import TrustList
 
-FORMAT = 1
+FORMAT: Final = 1
 MANIFEST = "enrolment.json"
 SETTINGS = "kvmd.toml"
 CA = "ca.pem"

@@ -9,11 +9,9 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from controller.commands.invocation import Invocation, Parsers, add_parser, duration_s
 from controller.errors import ControlError, UsageError
-from controller.keys.keyring import load_key
+from controller.keys.keyring import load_signing_key
 from controller.keys.signer import Signer
 from controller.publish import COMMAND_LIFE, make_event, next_generation, now_utc
 from kvmwire.codec import MAX_EVENT_SIZE, EventRefusedError, decode_event, encode_event
@@ -45,9 +43,7 @@ async def sign(invocation: Invocation) -> Exit:
     args, settings = invocation.arguments, invocation.settings
     topics = settings.mqtt.topics
     topic = _topic(topics, args.topic)
-    signer = await asyncio.to_thread(
-        lambda: Signer(load_key(args.key, Ed25519PrivateKey)) if args.key else Signer.of(settings)
-    )
+    signer = await asyncio.to_thread(lambda: Signer(load_signing_key(args.key)) if args.key else Signer.of(settings))
     if signer.key is None:
         raise UsageError(
             "sign: there is no key to sign with.", hint="Name one with --key, or make the fleet's: kvmctl keys init"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from controller.errors import ControlError
 from controller.keys.keyring import FleetKeys
@@ -55,8 +56,7 @@ async def _sign_anew(session: Session, keys: FleetKeys) -> list[str]:
         fresh = signed_anew(session.topics, topic, payload, retired=retired, key=key)
         if fresh is None:
             continue
-        replaced = {event_id: fresh}
-        await session.archive.call(lambda registry, replaced=replaced: registry.replace_payloads(replaced))
+        await session.archive.call(partial(Registry.replace_payloads, payloads={event_id: fresh}))
         text = session.topics.build(topic)
         await session.link.publish(text, fresh, is_retained=True)
         done.append(text)

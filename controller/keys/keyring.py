@@ -14,10 +14,11 @@ from collections.abc import Generator, Iterable
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -34,7 +35,6 @@ from kvmwire.trust import CONTROLLER_ROLES, Role, TrustedKey, TrustList, keyid_o
 
 CONTROLLER, ROOT_KEY = "controller", "root"
 REGISTER, CA, CRL = "fleet.json", "ca.pem", "crl.pem"
-K = TypeVar("K", ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey, x25519.X25519PrivateKey)
 
 
 class FleetKeys:
@@ -150,7 +150,7 @@ class FleetKeys:
     @cached_property
     def authority(self) -> Authority:
         """The CA."""
-        key = self._load("ca.key", ec.EllipticCurvePrivateKey)
+        key = load_tls_key(self.folder / "ca.key")
         return Authority(self.certificate(CA), key)
 
     @property
@@ -158,17 +158,17 @@ class FleetKeys:
         """Key that signs what this controller publishes."""
         if not self._signing_path(self.register.signing).exists():
             self.register = FleetKeys.open(self.folder).register  # it was replaced since the folder was opened
-        return self._load(self._signing_path(self.register.signing).name, ed25519.Ed25519PrivateKey)
+        return load_signing_key(self._signing_path(self.register.signing))
 
     @property
     def root_key(self) -> ed25519.Ed25519PrivateKey:
         """Key that signs the trust list, and nothing else."""
-        return self._load("root.key", ed25519.Ed25519PrivateKey)
+        return load_signing_key(self.folder / "root.key")
 
     @property
     def sealing_key(self) -> x25519.X25519PrivateKey:
         """The controller's own key: to it are sealed the secrets that it keeps."""
-        return self._load("sealing.key", x25519.X25519PrivateKey)
+        return load_sealing_key(self.folder / "sealing.key")
 
     def certificate(self, name: str) -> x509.Certificate:
         """Read one of the certificates in the folder. Raises UsageError."""
@@ -187,8 +187,8 @@ class FleetKeys:
 
     def renew_certificates(self, *, broker_names: tuple[str, ...], now: datetime) -> None:
         """Issue the broker's and the controller's certificates anew, for the keys that they have."""
-        broker = self._load("broker.key", ec.EllipticCurvePrivateKey).public_key()
-        controller = self._load(f"{CONTROLLER}.key", ec.EllipticCurvePrivateKey).public_key()
+        broker = load_tls_key(self.folder / "broker.key").public_key()
+        controller = load_tls_key(self.folder / f"{CONTROLLER}.key").public_key()
         server, client = (
             self.authority.server(broker_names, broker, now),
             self.authority.client(CONTROLLER, controller, now),
@@ -200,25 +200,27 @@ class FleetKeys:
     def _signing_path(self, keyid: str) -> Path:
         return self.folder / f"signing-{keyid}.key"
 
-    def _load(self, name: str, kind: type[K]) -> K:
-        return load_key(self.folder / name, kind)
+
+def load_tls_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Read a key for TLS, or a CA's. Raises UsageError, which shows nothing of it."""
+    key = _load(path)
+    return key if isinstance(key, ec.EllipticCurvePrivateKey) else _refuse_kind(path, "ECDSA", key)
 
 
-def load_key(path: Path, kind: type[K]) -> K:
-    """Read a private key (PKCS8 PEM, no pass phrase) of one kind. Raises UsageError, which shows nothing of it."""
-    try:
-        key = load_pem_private_key(path.read_bytes(), None)
-    except OSError as exc:
-        raise _unreadable(path, exc.strerror or str(exc)) from exc
-    except (ValueError, TypeError) as exc:
-        raise _unreadable(path, "it holds no private key without a pass phrase, in PEM") from exc
-    if not isinstance(key, kind):
-        raise _unreadable(path, f"expected {kind.__name__}, got {type(key).__name__}")
-    return key
+def load_signing_key(path: Path) -> ed25519.Ed25519PrivateKey:
+    """Read a key that signs events. Raises UsageError, which shows nothing of it."""
+    key = _load(path)
+    return key if isinstance(key, ed25519.Ed25519PrivateKey) else _refuse_kind(path, "Ed25519", key)
+
+
+def load_sealing_key(path: Path) -> x25519.X25519PrivateKey:
+    """Read a key to which secrets are sealed. Raises UsageError, which shows nothing of it."""
+    key = _load(path)
+    return key if isinstance(key, x25519.X25519PrivateKey) else _refuse_kind(path, "X25519", key)
 
 
 def raw_key_pem(key: ed25519.Ed25519PrivateKey | x25519.X25519PrivateKey) -> bytes:
-    """Write a private key that signs, or opens what is sealed, as ``load_key`` reads it."""
+    """Write a private key that signs, or opens what is sealed, as the functions above read it."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
@@ -305,6 +307,20 @@ def _crl_number(pem: bytes) -> int:
         return x509.load_pem_x509_crl(pem).extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
     except (ValueError, x509.ExtensionNotFound):
         return 0
+
+
+def _load(path: Path) -> PrivateKeyTypes:
+    """Read a private key: PKCS8 in PEM, without a pass phrase."""
+    try:
+        return load_pem_private_key(path.read_bytes(), None)
+    except OSError as exc:
+        raise _unreadable(path, exc.strerror or str(exc)) from exc
+    except (ValueError, TypeError) as exc:
+        raise _unreadable(path, "it holds no private key without a pass phrase, in PEM") from exc
+
+
+def _refuse_kind(path: Path, expected: str, key: PrivateKeyTypes) -> NoReturn:
+    raise _unreadable(path, f"expected a key for {expected}, got one of another kind ({type(key).__name__})")
 
 
 def _unreadable(path: Path, why: str) -> UsageError:

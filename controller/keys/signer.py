@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from controller.config import Settings
 from controller.errors import ControlError
-from controller.keys.keyring import FleetKeys, load_key
+from controller.keys.keyring import FleetKeys, load_signing_key
 from kvmwire.codec import MAX_EVENT_SIZE
 from kvmwire.codes import FailureCode, WireError
 from kvmwire.signing import sign_payload
@@ -24,7 +24,7 @@ class Signer:
     def of(cls, settings: Settings) -> Signer:
         """Read the key. Raises UsageError where there is one that cannot be read: nothing goes out unsigned by mistake."""
         if settings.signing.key is not None:
-            return cls(load_key(settings.signing.key, Ed25519PrivateKey))
+            return cls(load_signing_key(settings.signing.key))
         return cls(FleetKeys.open(settings.fleet).signing_key if FleetKeys.is_in(settings.fleet) else None)
 
     def sign(self, payload: bytes) -> bytes:

@@ -57,8 +57,9 @@ class Bundle:
     def fits_sealing_key(self, pem: bytes) -> bool:
         """Whether the controller seals secrets to this key."""
         key = _key(pem)
-        is_kind = isinstance(key, X25519PrivateKey)
-        return is_kind and key.public_key().public_bytes_raw() == raw_key(self.manifest.sealing)
+        return isinstance(key, X25519PrivateKey) and (
+            key.public_key().public_bytes_raw() == raw_key(self.manifest.sealing)
+        )
 
 
 def check_bundle(files: Mapping[str, bytes], *, now: datetime) -> Bundle:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
-from controller.keys.keyring import FleetKeys, load_key
+from controller.keys.keyring import FleetKeys, load_sealing_key
 from controller.lab.cluster import Lab
 from controller.lab.identity import identify
 from tests.controller.kvmctl import Kvmctl
@@ -64,4 +62,4 @@ def test_a_host_whose_key_was_lost_gets_another_one(tmp_path: Path) -> None:
     identify(tmp_path / "fleet", [("kvm01", tmp_path / "kvm01")], url="mqtt://127.0.0.1:1883")
 
     (host,) = FleetKeys.open(tmp_path / "fleet").hosts()
-    assert host.sealing_key.public_bytes_raw() == load_key(key, X25519PrivateKey).public_key().public_bytes_raw()
+    assert host.sealing_key.public_bytes_raw() == load_sealing_key(key).public_key().public_bytes_raw()
