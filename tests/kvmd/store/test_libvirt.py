@@ -164,7 +164,6 @@ async def test_a_commit_waits_for_a_libvirtd_that_is_restarted(store: LibvirtSto
     await volume.seal(SIZE)
     committing = asyncio.create_task(volume.commit())
     await asyncio.to_thread(libvirtd.start)
-    libvirtd.virsh("pool-start", "fast") if "active" not in libvirtd.virsh("pool-list") else None
     await committing
     await volume.close(discard=False)
     assert libvirtd.volumes("fast") == {"disk"}
