@@ -100,8 +100,13 @@ async def init(invocation: Invocation) -> Exit:
     """Make the fleet, and settings to use it with."""
     settings, output = invocation.settings, invocation.output
     names = tuple(dict.fromkeys(invocation.arguments.broker_name or _own_names()))
-    keys = await asyncio.to_thread(FleetKeys.create, settings.fleet, broker_names=names, now=datetime.now(UTC))
-    path = await asyncio.to_thread(write_settings, keys, settings)
+
+    def make() -> tuple[FleetKeys, Path]:
+        FleetKeys.create(settings.fleet, broker_names=names, now=datetime.now(UTC))
+        with FleetKeys.changing(settings.fleet) as keys:
+            return keys, write_settings(keys, settings)
+
+    keys, path = await asyncio.to_thread(make)
     output.show(*listing.listed(keys, datetime.now(UTC)))
     if not output.is_json:
         folder = keys.folder

@@ -26,6 +26,7 @@ from controller.keys.keyring import FleetKeys
 from controller.keys.register import FleetRegister
 from kvmwire.trust import MAX_KEYS, Role, TrustedKey
 from tests.controller.kvmctl import Ended, Kvmctl, ended
+from tests.support.programs import require_root
 from tests.support.waiting import eventually
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -254,6 +255,25 @@ def open_files(pid: int) -> list[str]:
         except FileNotFoundError:
             continue
     return found
+
+
+async def test_what_root_makes_belongs_to_the_owner_of_the_state_and_a_bundle_to_root(
+    kvmctl: Kvmctl, tmp_path: Path
+) -> None:
+    """As root may call kvmctl where `kvmctl serve` has a user of its own."""
+    require_root("gives files away")
+    nobody = 65534
+    theirs = tmp_path / "theirs"
+    for folder in (kvmctl.state, theirs):
+        folder.mkdir()
+        os.chown(folder, nobody, nobody)
+
+    await kvmctl.run("keys", "init")
+    await kvmctl.run("enroll", "kvm01", "--out", str(theirs / "b.tar"))
+    await kvmctl.run("enroll", "kvm02", "--out", str(theirs / "c"))
+
+    assert {path.stat().st_uid for path in (kvmctl.state / "fleet", *(kvmctl.state / "fleet").iterdir())} == {nobody}
+    assert {path.stat().st_uid for path in theirs.rglob("*")} == {0}
 
 
 def test_what_a_killed_process_left_is_tidied_by_the_next(keys: FleetKeys) -> None:
