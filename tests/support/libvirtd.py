@@ -138,6 +138,11 @@ class Libvirtd:
             self.virsh("pool-build", name, "--overwrite")
         self.virsh("pool-start", name)
 
+    def forget_pool(self, name: str) -> None:
+        """Stop a pool and undefine it, where there is one; its volumes stay."""
+        for verb in ("pool-destroy", "pool-undefine"):
+            subprocess.run(self.virsh_command(verb, name), check=False, capture_output=True)
+
     def virsh_command(self, *words: str | Path) -> list[str]:
         """Give the command that runs virsh there."""
         return [str(require_program("virsh")), "-q", "-c", self.uri, *map(str, words)]

@@ -65,8 +65,7 @@ def _defined(libvirtd: Libvirtd, kind: str) -> Generator[Path]:
         )
         yield folder
     finally:
-        subprocess.run(libvirtd.virsh_command("pool-destroy", "fast"), check=False, capture_output=True)
-        subprocess.run(libvirtd.virsh_command("pool-undefine", "fast"), check=False, capture_output=True)
+        libvirtd.forget_pool("fast")
         if kind == "fs":
             subprocess.run(["umount", folder], check=False, capture_output=True)
             subprocess.run(["losetup", "--detach", device], check=True)
@@ -222,7 +221,7 @@ async def test_a_pool_of_another_type_is_refused_before_anything_is_downloaded(l
         await connection.close()
         assert (status.type, status.state) == ("libvirt:disk", PoolState.MISSING)
     finally:
-        subprocess.run(libvirtd.virsh_command("pool-destroy", "slow"), check=False, capture_output=True)
+        libvirtd.forget_pool("slow")
         subprocess.run(["losetup", "--detach", device], check=True)
 
 
