@@ -190,6 +190,17 @@ async def test_a_libvirtd_that_stays_away_is_told_and_the_volume_is_found_later(
 
 
 @only_dir
+async def test_a_volume_that_a_crash_after_the_rename_left_is_listed_when_it_is_found(
+    store: LibvirtStore, libvirtd: Libvirtd, pool: Path
+) -> None:
+    await keep_half(store)
+    (pool / "disk").write_bytes(CONTENT)
+    assert libvirtd.volumes("fast") == set()
+    assert await store.find("disk", known=None, algorithm=Algorithm.SHA_256) is not None
+    assert libvirtd.volumes("fast") == {"disk"}
+
+
+@only_dir
 async def test_libvirt_must_take_the_volume_for_what_it_is(store: LibvirtStore, libvirtd: Libvirtd, pool: Path) -> None:
     content = qcow2(virtual_size=8 * MIB)
     placement = await make(store, content=content)
