@@ -323,7 +323,8 @@ class HypervisorUnreachableError(PoolMissingError):
 
     def __init__(self, message: str) -> None:
         super().__init__(
-            message, hint="Start libvirtd on the host (systemctl status libvirtd); it is tried again by itself."
+            message,
+            hint="Start libvirtd on the host, and let kvmd talk to it (group libvirt); it is tried again by itself.",
         )
 
 
