@@ -276,7 +276,7 @@ class HttpSource:
     def _shown_to(self, origin: Origin) -> str | None:
         """Say whose client certificate is shown to this origin."""
         if origin in self._environment.tls:
-            return "--cert" if self._environment.tls[origin].cert else None
+            return "the command line (--cert)" if self._environment.tls[origin].cert else None
         name = self._environment.credentials.presented(origin, self._access.credentials)
         return f"credential {name}" if name is not None else None
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+from collections.abc import Collection
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
 
+from kvmd.core.credential import Opened
 from kvmd.errors import CredentialMissingError
 from kvmd.vault import Vault
+from kvmwire.origins import OriginPattern
 from kvmwire.source import Origin, SourceUrl
 from tests.support.credentials import opened
 from tests.support.tls import Authority
@@ -20,6 +26,16 @@ def origin(text: str) -> Origin:
 
 
 ONE, OTHER = origin("https://one.example"), origin("https://other.example")
+
+
+PATTERNS = ("https://one.example", "https://*.example", "http://one.example", "https://one.example:8443")
+ORIGINS = [ONE, OTHER, *map(origin, ("http://one.example", "https://one.example:8443", "https://example"))]
+
+
+def with_header(name: str, patterns: Collection[str]) -> Opened:
+    """Make a credential with one header, which tells its name."""
+    covered = tuple(OriginPattern.parse(one) for one in patterns)
+    return Opened(name, 1, covered, {f"X-{name}": SecretStr(name)}, "", "", SecretStr(""), None, None)
 
 
 @pytest.fixture
@@ -34,6 +50,25 @@ def test_headers_go_to_covered_origins_for_those_who_name_them(vault: Vault) -> 
     assert vault.headers(ONE, []) == {}
     assert vault.headers(OTHER, ["token"]) == {}
     assert vault.headers(origin("http://one.example"), ["token"]) == {}
+
+
+@given(
+    installed=st.dictionaries(st.sampled_from("abc"), st.sets(st.sampled_from(PATTERNS), min_size=1)),
+    names=st.lists(st.sampled_from("abc"), unique=True),
+    asked=st.sampled_from(ORIGINS),
+)
+def test_headers_are_those_of_named_credentials_that_cover_the_origin(
+    installed: dict[str, set[str]], names: list[str], asked: Origin
+) -> None:
+    vault = Vault()
+    for name, patterns in installed.items():
+        vault.put(with_header(name, patterns))
+    if not set(names) <= installed.keys():
+        with pytest.raises(CredentialMissingError):
+            vault.headers(asked, names)
+        return
+    covering = {name for name in names if any(OriginPattern.parse(one).covers(asked) for one in installed[name])}
+    assert set(vault.headers(asked, names)) == {f"X-{name}" for name in covering}
 
 
 def test_of_two_with_the_same_header_the_one_named_first_gives_it(vault: Vault) -> None:
