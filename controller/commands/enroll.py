@@ -13,7 +13,7 @@ from controller.errors import ControlError, UsageError
 from controller.keys.enrolling import Mode, Site, enrol
 from controller.keys.handing import prepared
 from controller.keys.keyring import FleetKeys
-from controller.keys.register import EnrolledHost
+from controller.keys.register import EnrolledHost, FleetRegister
 from controller.keys.setting_up import broker_url
 from controller.sheet import Sheet
 from kvmwire.codes import Exit, WireError
@@ -52,14 +52,20 @@ def _absolute(text: str) -> PurePosixPath:
 
 async def enroll(invocation: Invocation) -> Exit:
     """Write one bundle."""
-    host, out = await asyncio.to_thread(_enroll, invocation.arguments, invocation.settings)
     output, args = invocation.output, invocation.arguments
+    register, host, out = await asyncio.to_thread(_enroll, args, invocation.settings)
     shown = Sheet("enrolled", "host", "until", "sealing key", wide=("labels", "bundle"))
     labels = ", ".join(f"{key}={value}" for key, value in host.labels.items())
     until = f"{host.not_after:%Y-%m-%d}" if host.not_after else "-"
     shown.add_row(host.name, until, host.sealing_keyid, labels, str(out))
     row = {"kind": "enrolled", "host": host.name, "labels": host.labels, "not_after": host.not_after}
     output.show([{**row, "sealing_key": host.sealing_keyid, "bundle": str(out)}], shown)
+    broker = invocation.settings.mqtt
+    if broker.is_tls and broker.host not in register.broker_names:
+        output.say(
+            f"warning: the host will connect to {broker.host}, and the broker's certificate is for "
+            f"{', '.join(register.broker_names)} alone: kvmctl keys renew --broker-name ..."
+        )
     if not output.is_json:
         output.say("Next:")
         if not args.renew:
@@ -68,11 +74,13 @@ async def enroll(invocation: Invocation) -> Exit:
         if not args.sign:
             output.say(f"  rm -r {out}        # it holds private keys: keep no copy")
         if args.reset:
-            output.say("  kvmctl credential ...           # its secrets have to be sealed to the new key")
+            output.say(
+                "  kvmctl credential sync        # seals what the host had to its new key; kvmctl serve does it by itself"
+            )
     return Exit.DONE
 
 
-def _enroll(args: argparse.Namespace, settings: Settings) -> tuple[EnrolledHost, Path]:
+def _enroll(args: argparse.Namespace, settings: Settings) -> tuple[FleetRegister, EnrolledHost, Path]:
     applicant = _applicant(args.sign) if args.sign is not None else None
     host = _host(args.host, applicant)
     mode = Mode.RENEW if args.renew else Mode.RESET if args.reset else Mode.JOIN
@@ -88,7 +96,7 @@ def _enroll(args: argparse.Namespace, settings: Settings) -> tuple[EnrolledHost,
     enrolled = admission.register.host(host)
     if enrolled is None:
         raise AssertionError("unreachable: the register was given the host")
-    return enrolled, out
+    return admission.register, enrolled, out
 
 
 def _applicant(path: Path) -> Applicant:

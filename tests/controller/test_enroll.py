@@ -99,9 +99,20 @@ async def test_a_bundle_is_readable_by_its_owner_alone_and_nothing_secret_is_tol
 
 
 async def test_the_brokers_url_of_the_settings_goes_first_where_it_is_encrypted(kvmctl: Kvmctl, tmp_path: Path) -> None:
-    path = await enrolled(kvmctl, tmp_path / "b.tar", "kvm01", "--mqtt", "mqtts://[fd00::1]:1234")
+    out = tmp_path / "b.tar"
 
-    assert b'url = "mqtts://[fd00::1]:1234"' in read(path, "kvmd.toml")
+    done = await kvmctl.run("enroll", "kvm01", "--mqtt", "mqtts://[fd00::1]:1234", "--out", str(out))
+
+    assert b'url = "mqtts://[fd00::1]:1234"' in read(out, "kvmd.toml")
+    assert "connect to fd00::1, and the broker's certificate is for broker.example alone" in done.stderr
+
+
+async def test_a_broker_that_its_certificate_names_is_no_reason_to_warn(kvmctl: Kvmctl, tmp_path: Path) -> None:
+    done = await kvmctl.run(
+        "enroll", "kvm01", "--mqtt", "mqtts://broker.example:1234", "--out", str(tmp_path / "b.tar")
+    )
+
+    assert (done.code, "warning" in done.stderr) == (0, False)
 
 
 async def test_a_host_is_enrolled_once(kvmctl: Kvmctl, tmp_path: Path) -> None:
