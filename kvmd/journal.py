@@ -15,7 +15,17 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from kvmd.core.desired import CredentialRecord, Desired, HostRecord, ProbeRecord, Recorded, Replica, TemplateRecord
+from kvmd.core.desired import (
+    CredentialRecord,
+    Desired,
+    HostRecord,
+    MachineRecord,
+    MachineWish,
+    ProbeRecord,
+    Recorded,
+    Replica,
+    TemplateRecord,
+)
 from kvmd.errors import StoreIoError
 from kvmd.log import get_logger
 from kvmwire.status import Receipt
@@ -34,8 +44,12 @@ CREATE TABLE desired (pool TEXT NOT NULL, template TEXT NOT NULL, document TEXT 
 CREATE TABLE replica (pool TEXT NOT NULL, template TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (pool, template)) STRICT;
 CREATE TABLE probe (template TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;
 """
-_CREDENTIALS = "CREATE TABLE credential (name TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;"
-"""Came with version 2."""
+_SINCE_2 = """
+CREATE TABLE credential (name TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;
+CREATE TABLE wished_machine (name TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;
+CREATE TABLE machine (name TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;
+"""
+"""What came with version 2."""
 T = TypeVar("T")
 _RECEIPT = TypeAdapter(Receipt)
 _TEMPLATE = TypeAdapter(TemplateRecord)
@@ -43,6 +57,8 @@ _DESIRED = TypeAdapter(Desired)
 _REPLICA = TypeAdapter(Replica)
 _PROBE = TypeAdapter(ProbeRecord)
 _CREDENTIAL = TypeAdapter(CredentialRecord)
+_WISHED_MACHINE = TypeAdapter(MachineWish)
+_MACHINE = TypeAdapter(MachineRecord)
 
 
 class SqliteJournal:
@@ -84,6 +100,14 @@ class SqliteJournal:
         """See the port."""
         await self._perform(self._execute, _PUT["probe"], (probe.status.template, _text(_PROBE, probe)))
 
+    async def save_machine(self, machine: MachineRecord) -> None:
+        """See the port."""
+        await self._perform(self._execute, _PUT["machine"], (machine.name, _text(_MACHINE, machine)))
+
+    async def forget_machine(self, name: str) -> None:
+        """See the port."""
+        await self._perform(self._execute, "DELETE FROM machine WHERE name = ?", (name,))
+
     async def receipt_sent(self, event_id: str) -> None:
         """See the port."""
         await self._perform(self._execute, "UPDATE receipt SET unsent = 0 WHERE event = ?", (event_id,))
@@ -113,6 +137,8 @@ class SqliteJournal:
                 database.execute(_PUT["desired"], (*desired.key, _text(_DESIRED, desired)))
             for credential in event.credentials:
                 database.execute(_PUT["credential"], (credential.name, _text(_CREDENTIAL, credential)))
+            for wish in event.machines:
+                database.execute(_PUT["wished_machine"], (wish.machine.name, _text(_WISHED_MACHINE, wish)))
             database.execute(_PRUNE, (KEPT_RECEIPTS,))
 
 
@@ -125,6 +151,8 @@ _PUT = {
     "replica": "INSERT OR REPLACE INTO replica (pool, template, document) VALUES (?, ?, ?)",
     "probe": "INSERT OR REPLACE INTO probe (template, document) VALUES (?, ?)",
     "credential": "INSERT OR REPLACE INTO credential (name, document) VALUES (?, ?)",
+    "wished_machine": "INSERT OR REPLACE INTO wished_machine (name, document) VALUES (?, ?)",
+    "machine": "INSERT OR REPLACE INTO machine (name, document) VALUES (?, ?)",
 }
 
 
@@ -140,6 +168,8 @@ def _load(database: sqlite3.Connection) -> HostRecord:
     record.replicas = {one.key: one for one in _documents(database, "replica", _REPLICA)}
     record.probes = {one.status.template: one for one in _documents(database, "probe", _PROBE)}
     record.credentials = {one.name: one for one in _documents(database, "credential", _CREDENTIAL)}
+    record.wished_machines = {one.machine.name: one for one in _documents(database, "wished_machine", _WISHED_MACHINE)}
+    record.machines = {one.name: one for one in _documents(database, "machine", _MACHINE)}
     return record
 
 
@@ -175,9 +205,9 @@ def _open_sound(path: Path) -> sqlite3.Connection:
         (version,) = database.execute("PRAGMA user_version").fetchone()
         (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if version == 0 and tables == 0:
-            database.executescript(f"BEGIN; {_SCHEMA} {_CREDENTIALS} PRAGMA user_version = {_VERSION}; COMMIT;")
+            database.executescript(f"BEGIN; {_SCHEMA} {_SINCE_2} PRAGMA user_version = {_VERSION}; COMMIT;")
         elif version == 1:
-            database.executescript(f"BEGIN; {_CREDENTIALS} PRAGMA user_version = {_VERSION}; COMMIT;")
+            database.executescript(f"BEGIN; {_SINCE_2} PRAGMA user_version = {_VERSION}; COMMIT;")
         elif version != _VERSION:
             raise sqlite3.DatabaseError(f"version {version}, expected {_VERSION}")
         (answer,) = database.execute("PRAGMA quick_check(1)").fetchone()

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.compression import Bounds, Compression
-from kvmd.core.desired import HostRecord, ProbeRecord, Recorded, Replica
+from kvmd.core.desired import HostRecord, MachineRecord, ProbeRecord, Recorded, Replica
+from kvmd.core.domain import Domain, DomainSpec, MachineFiles, Switch
 from kvmd.core.entity import Entity
 from kvmd.core.image import ImageHead
 from kvmd.core.manifest import Manifest
@@ -313,6 +314,45 @@ class Journal(Protocol):
 
     async def receipt_sent(self, event_id: str) -> None:
         """Note that the broker has taken the receipt."""
+        ...
+
+
+class MachineJournal(Protocol):
+    """What the journal keeps of machines. Errors: StoreIoError."""
+
+    async def save_machine(self, machine: MachineRecord) -> None:
+        """Store where a machine stands."""
+        ...
+
+    async def forget_machine(self, name: str) -> None:
+        """Forget a machine of which nothing is left."""
+        ...
+
+
+class Hypervisor(Protocol):
+    """Makes and runs virtual machines. Errors: MachineError, ExistsError, NoSpaceError, HypervisorUnreachableError..."""
+
+    async def look(self) -> Mapping[str, Domain]:
+        """Give all domains by their names."""
+        ...
+
+    async def make(self, spec: DomainSpec, files: MachineFiles, *, is_new: bool) -> None:
+        """Make the files that are missing, and define the domain, anew where it is defined. What is there is kept.
+
+        ``is_new``: nothing of it was ever made, so that a file of its names is somebody else's: raises ExistsError.
+        """
+        ...
+
+    async def switch(self, uuid: str, to: Switch) -> None:
+        """Start it, ask it to shut down, or pull its plug; nothing where it is so already."""
+        ...
+
+    async def remove(self, uuid: str, files: MachineFiles) -> None:
+        """Stop and undefine the domain, and delete the files: whatever there is of them."""
+        ...
+
+    async def console(self, path: str) -> str:
+        """Give the end of what a machine wrote; empty where there is nothing, or nothing that can be read."""
         ...
 
 

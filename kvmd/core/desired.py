@@ -11,8 +11,8 @@ from kvmd.core.placement import Placement
 from kvmwire.certificates import WARN_BEFORE
 from kvmwire.codec import content_of
 from kvmwire.codes import CODES, FailureCode
-from kvmwire.events import CredentialData, DeployData, Ensure, Event, RegisterData
-from kvmwire.status import CredentialStatus, Failure, Outcome, ProbeStatus, Receipt, ReplicaStatus
+from kvmwire.events import CredentialData, DeployData, Ensure, Event, Machine, RegisterData
+from kvmwire.status import CredentialStatus, Failure, MachineStatus, Outcome, ProbeStatus, Receipt, ReplicaStatus
 from kvmwire.trust import ROOT, TrustList
 
 CLOCK_SKEW = timedelta(minutes=5)
@@ -96,7 +96,7 @@ class Desired:
 
     def aim(self, templates: Mapping[str, TemplateRecord]) -> str:
         """Name what a session works for: a newer event that wants the same of the replica lets a running one go on."""
-        same_wish = self.data.model_copy(update={"deployment": "any", "hosts": "all", "priority": 0})
+        same_wish = self.data.model_copy(update={"deployment": "any", "hosts": "all", "priority": 0, "machine": None})
         registered = templates.get(self.data.template) if isinstance(self.data.template, str) else None
         content = registered.stamp.content if registered is not None else ""
         return f"{content_of(same_wish)}-{self.round}-{self.is_cancelled:d}-{content}"
@@ -172,6 +172,54 @@ class CredentialRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class MachineWish:
+    """The newest deploy event that carries a machine of this name; ``round`` counts the rechecks asked for."""
+
+    stamp: Stamp
+    data: DeployData
+    machine: Machine
+    round: int = 0
+
+    @property
+    def is_present(self) -> bool:
+        """Whether the machine is to be there; the replica that it stands on is another subject."""
+        return self.data.ensure is Ensure.PRESENT
+
+    @property
+    def replica(self) -> ReplicaKey:
+        """The replica it is made from."""
+        return ReplicaKey(self.data.pool, self.data.template_name)
+
+    @property
+    def fingerprint(self) -> str:
+        """Name what is wanted right now; a machine made for another fingerprint is worked on again."""
+        return f"{self.stamp.generation}-{self.stamp.content[:16]}-{self.round}"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRecord:
+    """Where a machine stands: what is announced, and what only this host needs to know.
+
+    ``made_for`` is the fingerprint of the wish that was last carried out, or given up. ``folder`` is where its files are, ``root``
+    its volume's path if it has one, ``uses`` the paths of the replicas that its disks need. ``is_made``: it was whole once, so
+    that nothing of it is deleted before somebody asks for that.
+    """
+
+    status: MachineStatus
+    uuid: str
+    folder: str = ""
+    root: str = ""
+    uses: tuple[str, ...] = ()
+    is_made: bool = False
+    made_for: str = ""
+
+    @property
+    def name(self) -> str:
+        """The machine's name, and its domain's."""
+        return self.status.name
+
+
+@dataclass(frozen=True, slots=True)
 class Recorded:
     """An event's receipt and what the event changed; stored in one transaction."""
 
@@ -179,6 +227,7 @@ class Recorded:
     templates: tuple[TemplateRecord, ...] = ()
     desired: tuple[Desired, ...] = ()
     credentials: tuple[CredentialRecord, ...] = ()
+    machines: tuple[MachineWish, ...] = ()
 
 
 @dataclass(slots=True)
@@ -190,6 +239,8 @@ class HostRecord:
     replicas: dict[ReplicaKey, Replica] = field(default_factory=dict[ReplicaKey, Replica])
     probes: dict[str, ProbeRecord] = field(default_factory=dict[str, ProbeRecord])
     credentials: dict[str, CredentialRecord] = field(default_factory=dict[str, CredentialRecord])
+    wished_machines: dict[str, MachineWish] = field(default_factory=dict[str, MachineWish])
+    machines: dict[str, MachineRecord] = field(default_factory=dict[str, MachineRecord])
     receipts: dict[str, Receipt] = field(default_factory=dict[str, Receipt])
     unsent: set[str] = field(default_factory=set[str])
 
@@ -209,6 +260,12 @@ class HostRecord:
             self.desired[desired.key] = desired
         for credential in recorded.credentials:
             self.credentials[credential.name] = credential
+        for wish in recorded.machines:
+            self.wished_machines[wish.machine.name] = wish
+
+    def machines_on(self, path: str) -> tuple[str, ...]:
+        """Name the machines with a disk that needs the volume of this path."""
+        return tuple(sorted(name for name, machine in self.machines.items() if path in machine.uses))
 
     def trust(self, enrolled: TrustList) -> TrustList:
         """Give the signing keys that count: those of the enrolment, or a newer list that was published since."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from xml.etree import ElementTree as ET
 
 from kvmd.core.image import FoundFormat
@@ -27,7 +28,7 @@ QEMU_FORMATS: Mapping[FoundFormat, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class Provenance:
     """Which deployment a domain was made for: kept in its metadata, so that it is known again without the journal."""
 
     deployment: str
@@ -53,7 +54,7 @@ class DomainSpec:
 
     name: str
     uuid: str
-    origin: Origin
+    provenance: Provenance
     memory_mib: int
     vcpus: int
     console: str
@@ -63,14 +64,53 @@ class DomainSpec:
     seed: str | None = None
 
 
+class Power(StrEnum):
+    """Whether a domain runs, and how it came that it does not."""
+
+    ON = "on"
+    OFF = "off"
+    CRASHED = "crashed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain that the hypervisor knows. ``provenance`` is None where somebody else than kvmd made it."""
+
+    uuid: str
+    power: Power
+    provenance: Provenance | None
+
+
+class Switch(StrEnum):
+    """What is done to a machine: started, asked to shut down, or its plug pulled."""
+
+    ON = "on"
+    SHUTDOWN = "shutdown"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFiles:
+    """A machine's own files, absolute paths in one folder; ``root`` and ``seed`` None where it has none.
+
+    ``documents`` are the texts of the seed by the name of their file.
+    """
+
+    console: str
+    root: str | None = None
+    seed: str | None = None
+    documents: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
 def domain_xml(spec: DomainSpec, *, is_kvm: bool) -> str:
     """Write the domain, run by KVM or by QEMU's emulation."""
     ET.register_namespace("kvmd", NAMESPACE)
     domain = ET.Element("domain", type="kvm" if is_kvm else "qemu")
     _text(domain, "name", spec.name)
     _text(domain, "uuid", spec.uuid)
-    origin = spec.origin
-    names = {"deployment": origin.deployment, "pool": origin.pool, "template": origin.template}
+    made_for = spec.provenance
+    names = {"deployment": made_for.deployment, "pool": made_for.pool, "template": made_for.template}
     ET.SubElement(ET.SubElement(domain, "metadata"), _MACHINE, names)
     _text(domain, "memory", str(spec.memory_mib), unit="MiB")
     _text(domain, "vcpu", str(spec.vcpus))
@@ -86,12 +126,12 @@ def domain_xml(spec: DomainSpec, *, is_kvm: bool) -> str:
     return ET.tostring(domain, encoding="unicode")
 
 
-def origin_of(xml: str) -> Origin | None:
+def provenance_of(xml: str) -> Provenance | None:
     """Tell from a domain's XML which deployment it was made for; None for a domain of somebody else's."""
     found = ET.fromstring(xml).find(f"metadata/{_MACHINE}")  # noqa: S314 - libvirt's own words
     if found is None:
         return None
-    return Origin(found.get("deployment", ""), found.get("pool", ""), found.get("template", ""))
+    return Provenance(found.get("deployment", ""), found.get("pool", ""), found.get("template", ""))
 
 
 def _devices(devices: ET.Element, spec: DomainSpec) -> None:

@@ -157,7 +157,8 @@ async def test_a_damaged_journal_is_moved_aside_and_rebuilt_without_a_download(
 async def test_a_journal_of_the_version_before_is_taken_over(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
     await _make_ready(kvmd, lab, hostile)
     with sqlite3.connect(kvmd.state / "journal.db") as database:
-        database.execute("DROP TABLE credential")
+        for table in ("credential", "wished_machine", "machine"):
+            database.execute(f"DROP TABLE {table}")
         database.execute("PRAGMA user_version = 1")
     database.close()
 
