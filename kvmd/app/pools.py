@@ -55,7 +55,7 @@ async def check_pools(settings: Settings) -> list[Finding]:
             continue
         connection = Connection(pool.uri)
         try:
-            await connection.call(partial(check_pool, name=pool.pool), what="libvirt", timeout_s=_CHECK_S)
+            await connection.call(partial(check_pool, name=pool.pool), what=f"pool {name}", timeout_s=_CHECK_S)
         except ConfigError as exc:
             findings.append(Finding(f"pools.{name}.type", "error", exc.message.rstrip("."), exc.hint))
         except KvmdError as exc:
