@@ -43,6 +43,7 @@ bench: ## speed beside aria2c, curl and a C program, what the daemon and looking
 	@.ci/venv requirements-dev.lock
 	.venv/bin/python -m bench.transfer
 	.venv/bin/python -m bench.daemon
+	.venv/bin/python -m bench.trust
 	.venv/bin/python -m bench.inspection
 
 reference: ## write docs/reference anew
