@@ -4,7 +4,7 @@ TEST_PACKAGES = apache2-bin aria2 caddy curl gnupg gpgv haproxy lighttpd mosquit
   libvirt-daemon libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 seabios tini parted \
   libvirt-daemon-driver-storage-iscsi-direct tgt grub-common grub-pc-bin mtools xorriso
 BUILD_PACKAGES = gcc libc6-dev libvirt-dev pkg-config python3-dev
-BENCH_PACKAGES = aria2 curl diffutils gcc libc6-dev libssl-dev nginx-light openssl qemu-utils
+BENCH_PACKAGES = aria2 curl diffutils gcc gzip libc6-dev libssl-dev nginx-light openssl qemu-utils zstd
 KILLS ?= 300
 URL ?=
 CHECKSUM ?=
@@ -44,6 +44,8 @@ bench: ## speed beside aria2c, curl and a C program, what the daemon and looking
 	.venv/bin/python -m bench.transfer
 	.venv/bin/python -m bench.daemon
 	.venv/bin/python -m bench.trust
+	.venv/bin/python -m bench.flood
+	.venv/bin/python -m bench.decompress
 	.venv/bin/python -m bench.inspection
 
 reference: ## write docs/reference anew
