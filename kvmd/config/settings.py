@@ -310,6 +310,10 @@ def machine_name() -> str:
     return name.lstrip("._-")[:63] or "localhost"
 
 
+def _default_pools() -> dict[str, DirectoryPool | LibvirtPool]:
+    return {"default": DirectoryPool(path=Path("/var/lib/libvirt/images"))}
+
+
 class Settings(Section):
     """All settings of a host."""
 
@@ -319,9 +323,7 @@ class Settings(Section):
     )
     state_dir: AbsolutePath = Field(default=Path("/var/lib/kvmd"), description="folder of the journal")
     mqtt: MqttSettings = MqttSettings()
-    pools: dict[SettingName, Pool] = Field(
-        default_factory=lambda: {"default": DirectoryPool(path=Path("/var/lib/libvirt/images"))}, min_length=1
-    )
+    pools: dict[SettingName, Pool] = Field(default_factory=_default_pools, min_length=1)
     transfer: TransferSettings = TransferSettings()
     policy: PolicySettings = PolicySettings()
     trust: TrustSettings = TrustSettings()
