@@ -12,6 +12,7 @@ from contextvars import ContextVar
 import aiohttp
 
 from kvmd.errors import SourceError, TlsClientCertError, TlsVerifyError
+from kvmwire.origins import OriginPattern
 from kvmwire.source import SourceUrl
 
 _NAMES = frozenset({62, 63, 64})  # X509_V_ERR_HOSTNAME_MISMATCH, _EMAIL_MISMATCH, _IP_ADDRESS_MISMATCH
@@ -79,7 +80,7 @@ def _note(_: object, direction: str, __: object, content: int, message: int, ___
 
 def client_certificate_error(url: SourceUrl, shown: str | None) -> SourceError:
     """Give the error for a server that wants a client certificate; ``shown`` says whose it was shown, None: no one's."""
-    origin = f"https://{url.origin.host}:{url.origin.port}"
+    origin = OriginPattern(url.origin.scheme, url.origin.host, url.origin.port)
     if shown is None:
         return TlsClientCertError(
             f"source {url}: the server wants a client certificate, and none was shown: nothing that the template names has one "
@@ -107,7 +108,7 @@ def tls_error(url: SourceUrl, exc: BaseException, shown: str | None) -> SourceEr
 
 
 def _not_trusted(url: SourceUrl, error: ssl.SSLCertVerificationError) -> SourceError:
-    origin = f"https://{url.origin.host}:{url.origin.port}"
+    origin = OriginPattern(url.origin.scheme, url.origin.host, url.origin.port)
     said = f"source {url}: TLS failed: the server's certificate is not trusted, {error.verify_message}".rstrip(".")
     if error.verify_code in _NAMES:
         hint = "The server shows a certificate of another name: correct the URL, or have the server's certificate corrected."
