@@ -20,9 +20,9 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-FEED = 64 << 10
-"""Bytes to give at once: with PIECE the fastest of 64 KiB to 1 MiB (bench/decompress.py)."""
-PIECE = 256 << 10
+FEED = 256 << 10
+"""Bytes to give at once: with PIECE the fastest of 64 KiB to 1 MiB beside a thread that hashes (bench/decompress.py)."""
+PIECE = 1 << 20
 _MAX_WINDOW_LOG = 27
 _MAX_MEMORY = 160 << 20  # of xz: a dictionary of 128 MiB, twice that of `xz -9`; zstd's window is as large
 _HEADER = 6  # the longest magic that a member, stream or frame begins with

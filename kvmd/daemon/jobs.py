@@ -217,7 +217,7 @@ def _with_state(replica: Replica, state: State, task: Assignment) -> Replica:
                 replica,
                 path=placement.path,
                 size=placement.size,
-                checksum=str(placement.digest),
+                checksum=str((replica.is_unpacked and job.terms.served) or placement.digest),
                 format=image.format.value if image else None,
                 virtual_size=image.virtual_size if image else None,
                 message=_ready_message(found, is_adopted=is_adopted),

@@ -63,6 +63,7 @@ class Follower:
         self._step = step
         self._changed = threading.Condition()
         self._frontier = 0
+        self._enough = step
         self._end: int | None = None
         self._is_stopped = False
         self._error: Exception | None = None
@@ -82,9 +83,9 @@ class Follower:
     def advance(self, frontier: int) -> None:
         """Allow the bytes before the frontier to be read. Never waits for the reading."""
         with self._changed:
-            if frontier > self._frontier:
-                self._frontier = frontier
-                self._changed.notify()
+            self._frontier = max(frontier, self._frontier)
+            if self._frontier >= self._enough:
+                self._changed.notify()  # earlier it would only wake, and take the interpreter from the writer
 
     def finish(self, size: int) -> None:
         """Wait until exactly ``size`` bytes are read. Raises OSError for a disk that cannot be read, Stopped after stop()."""
@@ -124,8 +125,9 @@ class Follower:
     def _next_end(self, position: int) -> int | None:
         """Wait for a full step of new bytes, or the last ones; None when there is nothing left to do."""
         with self._changed:
+            self._enough = position + self._step
             self._changed.wait_for(
-                lambda: self._is_stopped or self._end is not None or self._frontier - position >= self._step
+                lambda: self._is_stopped or self._end is not None or self._frontier >= self._enough
             )
             if self._is_stopped or position == self._end:
                 return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from itertools import pairwise
 
 import pytest
@@ -209,3 +210,22 @@ async def test_hosts_are_selected_by_name_and_topic(kvmd: Daemon, lab: Site, url
         await lab.watch.replica(template, "ready")
     assert [lab.watch.receipts(event) for event in others.values()] == [[], [], []]
     assert sorted(path.name for path in kvmd.pool.iterdir() if path.is_file()) == sorted(mine)
+
+
+async def test_a_compressed_image_becomes_a_volume_that_is_recognised_later(
+    kvmd: Daemon, lab: Site, hostile: HostileServer
+) -> None:
+    packed = gzip.compress(IMAGE)
+    hostile.add("disk.gz", packed)
+    await lab.register("deb12", hostile.url("disk.gz"), checksum=sha256(packed))
+    await lab.deploy("deb12")
+    ready = await lab.watch.replica("deb12", "ready")
+    assert (ready.size, ready.format, ready.checksum) == (len(IMAGE), "qcow2", sha256(packed))
+    assert kvmd.volume("deb12").read_bytes() == IMAGE
+    assert kvmd.leftovers() == []
+
+    fetched = len(hostile.requests_for("disk.gz"))
+    await lab.deploy("deb12", priority=7)
+    await eventually(lambda: lab.watch.states("deb12").count("ready") > 1, timeout_s=5)
+    assert lab.watch.states("deb12")[len(WAY) :] == ["queued", "probing", "ready"]
+    assert len(hostile.requests_for("disk.gz")) == fetched
