@@ -33,33 +33,40 @@ class Host:
 
 
 @contextmanager
-def running_host(folder: Path) -> Generator[Host]:
-    """Run broker and daemon with everything they write in ``folder``; both have ended when the context is left."""
-    with _broker(folder) as port, _daemon(folder, port) as host:
+def running_host(folder: Path, settings: str = "") -> Generator[Host]:
+    """Run broker and daemon with everything they write in ``folder``; both have ended when the context is left.
+
+    ``settings`` is TOML that is added to the daemon's.
+    """
+    with _broker(folder) as port, _daemon(folder, port, settings) as host:
         yield host
 
 
-async def deploy(host: Host, images: Mapping[str, str]) -> float:
-    """Deploy images, digests by URL, all at once; give the seconds from the first event to the last one ready."""
+async def deploy(host: Host, images: Mapping[str, str], *, stem: str = "image", rate_limit: int = 0) -> float:
+    """Deploy images, digests by URL, all at once; give the seconds from the first event to the last one ready.
+
+    ``stem`` begins the names of their templates: one that the host has not seen yet. ``rate_limit`` is in bytes a second, 0: none.
+    """
     async with asyncio.timeout(_DEPLOY_S), aiomqtt.Client("127.0.0.1", host.port) as client:
         await client.subscribe("kvmd/v1/status/bench/replica/default/+", qos=1)
         started = time.monotonic()
         for number, (url, digest) in enumerate(images.items()):
-            template = {"template": f"image{number}", "url": url, "checksum": f"{{SHA-256}}{digest}"}
-            event = json.dumps({"template": template})
-            await client.publish(f"kvmd/v1/deploy/all/image{number}", event, qos=1, retain=True)
-        await _all_ready(client, len(images))
+            template = {"template": f"{stem}{number}", "url": url, "checksum": f"{{SHA-256}}{digest}"}
+            event = json.dumps({"template": template, "rate_limit": rate_limit})
+            await client.publish(f"kvmd/v1/deploy/all/{stem}{number}", event, qos=1, retain=True)
+        await _all_ready(client, {f"{stem}{number}" for number in range(len(images))})
         return time.monotonic() - started
 
 
-async def _all_ready(client: aiomqtt.Client, count: int) -> None:
-    ready: set[str] = set()
+async def _all_ready(client: aiomqtt.Client, names: set[str]) -> None:
+    missing = set(names)
     async for message in client.messages:
+        name = message.topic.value.rpartition("/")[2]
         state = json.loads(bytes(message.payload))["state"]
-        if state in {"failed", "waiting"}:
+        if name in missing and state in {"failed", "waiting"}:
             raise SystemExit(f"the deployment failed: {message.payload!r}")
-        ready |= {message.topic.value} if state == "ready" else set()
-        if len(ready) == count:
+        missing -= {name} if state == "ready" else set()
+        if not missing:
             return
 
 
@@ -76,13 +83,13 @@ def _broker(folder: Path) -> Generator[int]:
 
 
 @contextmanager
-def _daemon(folder: Path, port: int) -> Generator[Host]:
+def _daemon(folder: Path, port: int, settings: str) -> Generator[Host]:
     pool = folder / "pool"
     pool.mkdir()
     config = folder / "kvmd.toml"
     config.write_text(
         f'host = "bench"\nstate_dir = "{folder}/state"\n[mqtt]\nurl = "mqtt://127.0.0.1:{port}"\n'
-        f'[pools.default]\npath = "{pool}"\n[policy]\nallowed_networks = ["127.0.0.0/8"]\n'
+        f'[pools.default]\npath = "{pool}"\n[policy]\nallowed_networks = ["127.0.0.0/8"]\n{settings}'
     )
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(folder / "notify"))
