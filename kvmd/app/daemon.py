@@ -10,8 +10,10 @@ import ssl
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
+from kvmd.app.machines import open_hypervisor
 from kvmd.app.parts import disk_threads, environment_of, inspector_of, keyring_of, limits_of, open_sources, policy_of
 from kvmd.app.pools import open_stores
 from kvmd.bus import BrokerSettings, MqttBus
@@ -24,6 +26,7 @@ from kvmd.daemon.announcer import Announcer, Identity, offline
 from kvmd.daemon.credentials import Credentials, Identification
 from kvmd.daemon.host import Daemon
 from kvmd.daemon.inbox import Inbox
+from kvmd.daemon.machines import MachineRules, Machines
 from kvmd.daemon.prober import Prober
 from kvmd.daemon.reconciler import Reconciler
 from kvmd.daemon.rules import Rules
@@ -33,12 +36,21 @@ from kvmd.journal import SqliteJournal
 from kvmd.log import get_logger
 from kvmd.notify import Notifier
 from kvmd.plugin import TlsFiles
-from kvmd.ports import Sources, Store
+from kvmd.ports import Hypervisor, Sources, Store
 from kvmd.vault import Vault
 from kvmwire.topics import HostTopic, Topics
 from kvmwire.trust import TrustList, keyid_of
 
 log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Edges that are opened before the daemon and closed after it."""
+
+    sources: Sources
+    stores: Mapping[str, Store]
+    hypervisor: Hypervisor | None
 
 
 async def run(settings: Settings, environ: Mapping[str, str]) -> int:
@@ -52,13 +64,13 @@ async def run(settings: Settings, environ: Mapping[str, str]) -> int:
             async with (
                 open_sources(settings, environment_of(settings, executor, credentials=vault)) as sources,
                 open_stores(settings, executor) as stores,
+                open_hypervisor(settings.machines, executor) as hypervisor,
             ):
                 daemon = build_daemon(
                     settings,
                     await journal.load(),
                     journal,
-                    sources,
-                    stores,
+                    Outside(sources, stores, hypervisor),
                     vault,
                     executor,
                     Notifier.from_environ(environ),
@@ -96,8 +108,7 @@ def build_daemon(
     settings: Settings,
     record: HostRecord,
     journal: SqliteJournal,
-    sources: Sources,
-    stores: Mapping[str, Store],
+    outside: Outside,
     vault: Vault,
     executor: ThreadPoolExecutor,
     notifier: Notifier,
@@ -112,12 +123,13 @@ def build_daemon(
         settings.policy.allowed_protocols,
         started=clock.now(),
         sealing_key=keyid_of(sealing_key.public_key().public_bytes_raw()) if sealing_key else None,
+        has_machines=outside.hypervisor is not None,
     )
     tally = Tally()
     bus = MqttBus(broker_settings(settings, identity, topics), clock, on_refused=tally.refused)
     credentials = Credentials(settings.host, record, identification=identification, vault=vault, on_trust=bus.replay)
     credentials.restore(clock.now())
-    announcer = Announcer(identity, record, bus=bus, journal=journal, stores=stores, tally=tally, clock=clock)
+    announcer = Announcer(identity, record, bus=bus, journal=journal, stores=outside.stores, tally=tally, clock=clock)
     policy = settings.policy
     rules = Rules(
         settings.transfer.sessions,
@@ -130,20 +142,29 @@ def build_daemon(
     reconciler = Reconciler(
         record,
         rules,
-        sources=sources,
-        stores=stores,
+        sources=outside.sources,
+        stores=outside.stores,
         journal=journal,
         announcer=announcer,
         clock=clock,
         shaper=Shaper(settings.transfer.rate_limit, clock),
     )
+    machines: Machines | None = None
+    if outside.hypervisor is not None:
+        choices = MachineRules(settings.machines.network, settings.machines.stop_timeout_s)
+        machines = Machines(
+            record, outside.hypervisor, rules=choices, journal=journal, announcer=announcer, clock=clock
+        )
+        reconciler.listeners.append(machines.wake)
     prober = Prober(
-        settings.host, record, sources=sources, rules=rules, journal=journal, announcer=announcer, clock=clock
+        settings.host, record, sources=outside.sources, rules=rules, journal=journal, announcer=announcer, clock=clock
     )
 
     def on_change() -> None:
         reconciler.wake()
         prober.wake()
+        if machines is not None:
+            machines.wake()
 
     inbox = Inbox(
         identity,
@@ -155,7 +176,7 @@ def build_daemon(
         credentials=credentials,
         on_change=on_change,
     )
-    return Daemon(record, tally, bus, inbox, announcer, prober, reconciler, notifier)
+    return Daemon(record, tally, bus, inbox, announcer, prober, reconciler, notifier, machines)
 
 
 def identification_of(settings: Settings) -> Identification:

@@ -293,6 +293,26 @@ class InspectorSettings(Section):
     memory: Size = Field(default=512 << 20, ge=64 << 20, description="bytes of address space for qemu-img")
 
 
+class MachineSettings(Section):
+    """Virtual machines on this host, through libvirt."""
+
+    uri: str = Field(
+        default="",
+        max_length=1024,
+        description="libvirtd that runs machines, such as qemu:///system; empty: none are run",
+    )
+    type: Literal["auto", "kvm", "qemu"] = Field(
+        default="auto", description="auto: KVM where libvirt offers it, else QEMU's emulation"
+    )
+    network: SettingName = Field(
+        default="user",
+        description="network of machines that name none: one of libvirt's, user (QEMU's own, outgoing only) or none",
+    )
+    stop_timeout_s: Seconds = Field(
+        default=60.0, description="seconds that a guest gets to shut down before its plug is pulled"
+    )
+
+
 class LogSettings(Section):
     """What is logged to standard error, and how."""
 
@@ -332,6 +352,7 @@ class Settings(Section):
         description="options of plug-ins, a table [protocols.SCHEME] each, as their documentation says",
     )
     inspector: InspectorSettings = InspectorSettings()
+    machines: MachineSettings = MachineSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
 

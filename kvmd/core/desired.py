@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple, TypeGuard
 
+from kvmd.core.domain import RootDisk
 from kvmd.core.placement import Placement
 from kvmwire.certificates import WARN_BEFORE
 from kvmwire.codec import content_of
@@ -200,18 +201,25 @@ class MachineWish:
 class MachineRecord:
     """Where a machine stands: what is announced, and what only this host needs to know.
 
-    ``made_for`` is the fingerprint of the wish that was last carried out, or given up. ``folder`` is where its files are, ``root``
-    its volume's path if it has one, ``uses`` the paths of the replicas that its disks need. ``is_made``: it was whole once, so
-    that nothing of it is deleted before somebody asks for that.
+    ``made_for`` is the fingerprint of the wish that was last carried out, or given up. ``folder`` is where its files are, empty
+    while nothing of it was begun. ``iso`` is the replica's path where the template is one. ``is_made``: it was whole once, so that
+    nothing of it is deleted before somebody asks for that.
     """
 
     status: MachineStatus
     uuid: str
     folder: str = ""
-    root: str = ""
-    uses: tuple[str, ...] = ()
+    root: RootDisk | None = None
+    iso: str = ""
+    cdroms: tuple[str, ...] = ()
     is_made: bool = False
     made_for: str = ""
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Paths of the replicas that its disks need."""
+        backing = self.root.backing if self.root is not None else None
+        return (*((backing.path,) if backing else ()), *((self.iso,) if self.iso else ()), *self.cdroms)
 
     @property
     def name(self) -> str:

@@ -49,7 +49,8 @@ class RootDisk:
 class DomainSpec:
     """All that a domain is made from. ``cdroms`` are booted from in their order, after the root disk; the seed never is.
 
-    ``network`` is ``none``, ``user`` (QEMU's own, outgoing only) or the name of a network of libvirt's.
+    ``network`` is ``none``, ``user`` (QEMU's own, outgoing only) or the name of a network of libvirt's. ``is_autostarted``: libvirt
+    starts it when the host does.
     """
 
     name: str
@@ -62,6 +63,7 @@ class DomainSpec:
     root: RootDisk | None = None
     cdroms: tuple[str, ...] = ()
     seed: str | None = None
+    is_autostarted: bool = False
 
 
 class Power(StrEnum):

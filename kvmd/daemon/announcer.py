@@ -13,8 +13,16 @@ from kvmd.log import get_logger
 from kvmd.ports import Bus, Clock, Delivery, Journal, Message, Store
 from kvmwire import __version__
 from kvmwire.codec import encode_status
-from kvmwire.status import HostState, HostStatus, Outcome, PoolState, PoolStatus, Progress, Receipt
-from kvmwire.topics import CredentialStatusTopic, HostTopic, ProbeTopic, ProgressTopic, ReceiptTopic, ReplicaTopic
+from kvmwire.status import HostState, HostStatus, MachineStatus, Outcome, PoolState, PoolStatus, Progress, Receipt
+from kvmwire.topics import (
+    CredentialStatusTopic,
+    HostTopic,
+    MachineTopic,
+    ProbeTopic,
+    ProgressTopic,
+    ReceiptTopic,
+    ReplicaTopic,
+)
 
 log = get_logger(__name__)
 
@@ -30,13 +38,14 @@ _NOTEWORTHY_SHARE = 100
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who this host is."""
+    """Who this host is. ``has_machines``: it runs virtual machines."""
 
     host: str
     labels: Mapping[str, str]
     protocols: Sequence[str]
     started: datetime
     sealing_key: str | None = None
+    has_machines: bool = False
 
 
 def offline(identity: Identity) -> Message:
@@ -99,6 +108,11 @@ class Announcer:
             self.probe(probe)
         for credential in self._record.credentials.values():
             self.credential(credential)
+        for name, wish in self._record.wished_machines.items():
+            if name in self._record.machines:
+                self.machine(self._record.machines[name].status)
+            elif not wish.is_present:
+                self.machine_gone(name)
         for template in self._record.templates.values():
             if not template.is_present:
                 self.probe_gone(template.data.template)
@@ -168,6 +182,14 @@ class Announcer:
             topic=f"status/{self._identity.host}/host",
             hint="Allow the host to write status/HOST/# and to read status/HOST/host; `kvmctl broker-config` writes such a list.",
         )
+
+    def machine(self, status: MachineStatus) -> None:
+        """Announce where a machine stands now."""
+        self._bus.post(Message(MachineTopic(self._identity.host, status.name), encode_status(status)))
+
+    def machine_gone(self, name: str) -> None:
+        """Clear what was announced about a machine that is removed."""
+        self._bus.post(Message(MachineTopic(self._identity.host, name), b""))
 
     def passed_over(self) -> None:
         """Count a refused event that got no answer."""

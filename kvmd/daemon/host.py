@@ -11,6 +11,7 @@ from kvmd.core.desired import HostRecord
 from kvmd.core.tally import Tally
 from kvmd.daemon.announcer import Announcer
 from kvmd.daemon.inbox import Inbox
+from kvmd.daemon.machines import Machines
 from kvmd.daemon.prober import Prober
 from kvmd.daemon.reconciler import Reconciler
 from kvmd.log import get_logger
@@ -41,6 +42,7 @@ class Daemon:
     prober: Prober
     reconciler: Reconciler
     notifier: Notifier
+    machines: Machines | None = None
 
     async def run(self, stopped: asyncio.Event) -> None:
         """Serve until ``stopped``, then drain: sessions keep what they have, statuses are sent, the broker hears a goodbye."""
@@ -53,6 +55,7 @@ class Daemon:
                 group.create_task(self.prober.run()),
                 group.create_task(self._watch_pools()),
                 group.create_task(self._watch_broker()),
+                *([group.create_task(self.machines.run())] if self.machines is not None else []),
             ]
             self.notifier.ready(self._summary())
             log.info("ready")

@@ -12,6 +12,7 @@ from kvmd.core.desired import (
     Desired,
     HostRecord,
     Judgement,
+    MachineWish,
     Recorded,
     ReplicaKey,
     Stamp,
@@ -29,7 +30,7 @@ from kvmd.log import get_logger
 from kvmd.ports import Clock, Delivery, Journal
 from kvmwire.codec import EventRefusedError, decode_event
 from kvmwire.codes import FailureCode, WireError
-from kvmwire.events import CommandData, CredentialData, DeployData, Event, RegisterData, unsupported
+from kvmwire.events import CommandData, CredentialData, DeployData, Ensure, Event, RegisterData, unsupported
 from kvmwire.status import Failure, Outcome, Receipt, ReplicaState
 from kvmwire.topics import (
     CommandTopic,
@@ -101,11 +102,22 @@ class Inbox:
                     f"it is meant for host {addressed}, not for {self._identity.host}; refused.",
                 )
             vouched = self._credentials.warrant(event, now=self._clock.now())
-            _check_supported(event)
+            self._check_supported(event)
             self._check_room(event)
         except WireError as exc:
             raise EventRefusedError(exc, event.id) from exc
         return vouched
+
+    def _check_supported(self, event: Event) -> None:
+        """Raise WireError for what the contract knows and this host, or this version, does not do."""
+        if isinstance(event.topic, CommandTopic) and event.topic.verb is Verb.SCRUB:
+            raise unsupported("the command scrub")
+        if isinstance(event.data, DeployData) and event.data.machine is not None and not self._identity.has_machines:
+            raise WireError(
+                FailureCode.UNSUPPORTED,
+                "`machine`: this host runs no virtual machines; the event was refused, its replica included.",
+                hint='Set uri = "qemu:///system" in [machines] of the host\'s settings, with libvirt and kvmd[libvirt] installed.',
+            )
 
     def _check_room(self, event: Event) -> None:
         """Raise WireError for one subject too many: a publisher gone mad must fill neither memory nor disk."""
@@ -115,6 +127,8 @@ class Inbox:
                 is_new, known = data.template not in record.templates, len(record.templates)
             case DeployData() as data:
                 is_new, known = ReplicaKey(data.pool, data.template_name) not in record.desired, len(record.desired)
+                if data.machine is not None and data.machine.name not in record.wished_machines:
+                    is_new, known = True, max(known, len(record.wished_machines))
             case CredentialData() as data:
                 is_new, known = data.credential not in record.credentials, len(record.credentials)
             case CommandData():
@@ -163,11 +177,24 @@ class Inbox:
             self._announcer.probe_gone(data.template)
 
     async def _deploy(self, event: Event, data: DeployData, arrival: Arrival, delivery: Delivery, keyid: str) -> None:
-        known = self._record.desired.get(ReplicaKey(data.pool, data.template_name))
-        judgement = judge(event, known.stamp if known else None, arrival)
-        order = 1 + max((one.order for one in self._record.desired.values()), default=0)
-        changed = (Desired(_stamp(event, judgement, keyid), data, order),) if judgement.is_accepted else ()
-        await self._answer(event, judgement, delivery, Recorded(self._receipt(event, judgement), desired=changed))
+        """Take a wish for a replica, for a machine, or for both: each is a subject of its own, and one may be news and one old."""
+        judgements: list[Judgement] = []
+        desired: tuple[Desired, ...] = ()
+        machines: tuple[MachineWish, ...] = ()
+        if data.machine is not None:
+            wished = self._record.wished_machines.get(data.machine.name)
+            judgements.append(judge(event, wished.stamp if wished else None, arrival))
+            if judgements[0].is_accepted:
+                machines = (MachineWish(_stamp(event, judgements[0], keyid), data, data.machine),)
+        if data.machine is None or data.ensure is Ensure.PRESENT:
+            known = self._record.desired.get(ReplicaKey(data.pool, data.template_name))
+            judgements.append(judge(event, known.stamp if known else None, arrival))
+            if judgements[-1].is_accepted:
+                order = 1 + max((one.order for one in self._record.desired.values()), default=0)
+                desired = (Desired(_stamp(event, judgements[-1], keyid), data, order),)
+        judgement = next((one for one in judgements if one.is_accepted), judgements[0])
+        recorded = Recorded(self._receipt(event, judgement), desired=desired, machines=machines)
+        await self._answer(event, judgement, delivery, recorded)
 
     async def _command(self, event: Event, data: CommandData, arrival: Arrival, delivery: Delivery) -> None:
         judgement = judge_command(event, arrival)
@@ -175,7 +202,10 @@ class Inbox:
         verb = event.topic.verb if isinstance(event.topic, CommandTopic) else None
         if judgement.is_accepted:
             recorded = replace(
-                recorded, templates=self._templates_after(verb, data), desired=self._desired_after(verb, data)
+                recorded,
+                templates=self._templates_after(verb, data),
+                desired=self._desired_after(verb, data),
+                machines=self._machines_after(verb, data),
             )
         await self._answer(event, judgement, delivery, recorded)
         if judgement.is_accepted and verb is Verb.ANNOUNCE:
@@ -186,6 +216,18 @@ class Inbox:
             return ()
         chosen = (one for one in self._record.templates.values() if data.template in {None, one.data.template})
         return tuple(replace(one, round=one.round + 1) for one in chosen)
+
+    def _machines_after(self, verb: Verb | None, data: CommandData) -> tuple[MachineWish, ...]:
+        """Give the machines to try again: those whose template is rechecked, and which are not as wished."""
+        if verb is not Verb.RECHECK:
+            return ()
+        return tuple(
+            replace(wish, round=wish.round + 1)
+            for name, wish in self._record.wished_machines.items()
+            if data.template in {None, wish.replica.template}
+            and data.pool in {None, wish.replica.pool}
+            and (name not in self._record.machines or self._record.machines[name].status.code is not None)
+        )
 
     def _desired_after(self, verb: Verb | None, data: CommandData) -> tuple[Desired, ...]:
         chosen = [
@@ -300,11 +342,3 @@ class Inbox:
 
 def _stamp(event: Event, judgement: Judgement, keyid: str) -> Stamp:
     return Stamp(judgement.generation, event.content, event.id, keyid)
-
-
-def _check_supported(event: Event) -> None:
-    """Raise WireError for what the contract knows and this version does not do."""
-    if isinstance(event.topic, CommandTopic) and event.topic.verb is Verb.SCRUB:
-        raise unsupported("the command scrub")
-    if isinstance(event.data, DeployData) and event.data.machine is not None:
-        raise unsupported("starting a machine (`machine`)")

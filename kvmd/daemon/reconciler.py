@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from kvmd.core.admission import check_policy
 from kvmd.core.agenda import agenda, outlives_its_template
-from kvmd.core.desired import HostRecord, Replica, ReplicaKey
+from kvmd.core.desired import Desired, HostRecord, Replica, ReplicaKey
 from kvmd.core.retry import ATTEMPT_CAP_S, backoff_s
 from kvmd.core.session import State, Waiting
 from kvmd.daemon.announcer import Announcer
@@ -18,7 +18,14 @@ from kvmd.daemon.jobs import Assignment, assignment, put_off, queued, replica_of
 from kvmd.daemon.rules import JOURNAL_PAUSE_S, Rules, check_credentials
 from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
-from kvmd.errors import CredentialMissingError, InternalError, KvmdError, PoolMissingError, TemplateUnknownError
+from kvmd.errors import (
+    CredentialMissingError,
+    InternalError,
+    InUseError,
+    KvmdError,
+    PoolMissingError,
+    TemplateUnknownError,
+)
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Journal, Sources, Store
 from kvmwire.codes import FailureCode
@@ -40,7 +47,10 @@ class _Running:
 
 
 class Reconciler:
-    """One loop that compares what is wished with what is there. ``beat`` is called after every finished pass."""
+    """One loop that compares what is wished with what is there. ``beat`` is called after every finished pass.
+
+    ``listeners`` are called whenever a replica has changed.
+    """
 
     def __init__(
         self,
@@ -62,6 +72,7 @@ class Reconciler:
         self._announcer = announcer
         self._clock = clock
         self._shaper = shaper
+        self.listeners: list[Callable[[], None]] = []
         self._running: dict[ReplicaKey, _Running] = {}
         self._due: dict[ReplicaKey, float] = {}
         self._wake = asyncio.Event()
@@ -172,6 +183,7 @@ class Reconciler:
         if key.pool not in self._stores:
             known = ", ".join(self._stores)
             raise PoolMissingError(f"pool {key.pool} is not configured on this host; it has {known}.")
+        self._check_unused(wish)
         template = wish.template(self._record.templates)
         if wish.is_present and not wish.is_cancelled:
             if template is None:
@@ -185,12 +197,24 @@ class Reconciler:
         limits = self._rules.limits
         return assignment(self._record, key, template, max_virtual_size=limits.max_virtual_size, images=limits.images)
 
+    def _check_unused(self, wish: Desired) -> None:
+        """Raise InUseError where a replica is to go, and a machine's disk stands on it."""
+        replica = self._record.replicas.get(wish.key)
+        if wish.is_present or replica is None or replica.placement is None:
+            return
+        machines = self._record.machines_on(replica.placement.path)
+        if machines:
+            raise InUseError(
+                f"{replica.placement.path} is needed by the disks of machines: {', '.join(machines)}; it was left as it is.",
+                hint="Remove them first (kvmctl machine remove NAME); then it goes by itself.",
+            )
+
     async def _put_off(self, key: ReplicaKey, error: KvmdError) -> None:
         wish, before, now = self._record.desired[key], self._record.replicas.get(key), self._clock.now()
         pause: timedelta | None = None
         if isinstance(error, TemplateUnknownError | CredentialMissingError):
             pause = _UNTIL_IT_COMES
-        elif isinstance(error, PoolMissingError):
+        elif isinstance(error, PoolMissingError | InUseError):
             pause = timedelta(seconds=backoff_s(10, jitter=self._clock.jitter()))
         if pause is not None:
             self._due[key] = self._clock.monotonic() + pause.total_seconds()
@@ -236,6 +260,8 @@ class Reconciler:
         await self._journal.save_replica(replica)
         self._record.replicas[replica.key] = replica
         self._announcer.replica(replica)
+        for listener in self.listeners:
+            listener()
         status = replica.status
         log.info(
             "replica",

@@ -1,0 +1,185 @@
+"""Virtual machines through libvirt: made, switched and removed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+from xml.etree import ElementTree as ET
+
+from kvmd.core.console import readable
+from kvmd.core.domain import Domain, DomainSpec, MachineFiles, Power, Switch, domain_xml, provenance_of
+from kvmd.core.overlay import overlay
+from kvmd.errors import ExistsError, KvmdError, MachineError
+from kvmd.hypervisor import files as own
+from kvmd.hypervisor.connection import Connection
+from kvmd.hypervisor.library import load_libvirt
+from kvmd.hypervisor.seed import load_pycdlib, seed_image
+
+if TYPE_CHECKING:
+    from libvirt import virConnect, virDomain
+
+T = TypeVar("T")
+Acceleration = Literal["auto", "kvm", "qemu"]
+
+
+class LibvirtMachines:
+    """Implements the port ``Hypervisor``. Raises ConfigError where the extra ``libvirt`` is not installed."""
+
+    def __init__(self, connection: Connection, *, executor: Executor, acceleration: Acceleration) -> None:
+        load_libvirt()
+        load_pycdlib()
+        self._connection = connection
+        self._executor = executor
+        self._acceleration = acceleration
+
+    async def look(self) -> Mapping[str, Domain]:
+        """See the port."""
+        return await self._connection.call(_domains, what="looking at the machines", otherwise=MachineError)
+
+    async def make(self, spec: DomainSpec, files: MachineFiles, *, is_new: bool) -> None:
+        """See the port."""
+        await self._call(lambda connect: _check_name(connect, spec), spec.name)
+        await self._on_thread(_make_files, spec, files, is_new)
+        await self._call(lambda connect: self._define(connect, spec), f"{spec.name}: defining it")
+
+    async def switch(self, uuid: str, to: Switch) -> None:
+        """See the port."""
+        await self._call(
+            lambda connect: _switch(connect.lookupByUUIDString(uuid), to), f"{uuid}: switching it {to.value}"
+        )
+
+    async def remove(self, uuid: str, files: MachineFiles) -> None:
+        """See the port."""
+        await self._call(lambda connect: _undefine(connect, uuid), f"{uuid}: removing it")
+        await self._on_thread(_delete_files, files)
+        await self._call(lambda connect: _refresh_pools(connect, files.console), f"{uuid}: refreshing its pool")
+
+    async def console(self, path: str) -> str:
+        """See the port."""
+        return readable(await self._on_thread(own.tail, path))
+
+    async def _call(self, work: Callable[[virConnect], T], what: str) -> T:
+        return await self._connection.call(work, what=f"machine {what}", otherwise=MachineError)
+
+    async def _on_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+    def _define(self, connect: virConnect, spec: DomainSpec) -> None:
+        is_kvm = self._acceleration == "kvm" or (self._acceleration == "auto" and _has_kvm(connect))
+        domain = connect.defineXML(domain_xml(spec, is_kvm=is_kvm))
+        domain.setAutostart(int(spec.is_autostarted))
+        _refresh_pools(connect, spec.console)
+
+
+def _make_files(spec: DomainSpec, files: MachineFiles, is_new: bool) -> None:  # noqa: FBT001 - run on a thread
+    made: list[str] = []
+    try:
+        for path, content in _contents(spec, files):
+            if own.put(path, content, is_new=is_new):
+                made.append(path)
+    except KvmdError:
+        own.delete(*made)
+        raise
+
+
+def _contents(spec: DomainSpec, files: MachineFiles) -> Iterator[tuple[str, bytes]]:
+    if files.root is not None and spec.root is not None:
+        try:
+            yield files.root, overlay(spec.root.size, spec.root.backing)
+        except ValueError as exc:
+            raise MachineError(f"machine {spec.name}: {exc}.", hint="Correct `disk_gib`.") from exc
+    if files.seed is not None:
+        yield files.seed, seed_image(files.documents)
+    yield files.console, b""
+
+
+def _delete_files(files: MachineFiles) -> None:
+    own.delete(files.root, files.seed, files.console)
+    own.delete_rotated(files.console)
+
+
+def _domains(connect: virConnect) -> Mapping[str, Domain]:
+    libvirt = load_libvirt()
+    found: dict[str, Domain] = {}
+    for one in connect.listAllDomains(0):
+        with suppress(libvirt.libvirtError):  # gone in between
+            found[one.name()] = Domain(one.UUIDString(), _power(one), provenance_of(one.XMLDesc(0)))
+    return found
+
+
+def _power(domain: virDomain) -> Power:
+    libvirt = load_libvirt()
+    state, reason = domain.state()
+    if state == libvirt.VIR_DOMAIN_CRASHED:
+        return Power.CRASHED
+    if state != libvirt.VIR_DOMAIN_SHUTOFF:
+        return Power.ON
+    return {
+        libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: Power.CRASHED,
+        libvirt.VIR_DOMAIN_SHUTOFF_FAILED: Power.FAILED,
+    }.get(reason, Power.OFF)
+
+
+def _check_name(connect: virConnect, spec: DomainSpec) -> None:
+    libvirt = load_libvirt()
+    try:
+        other = connect.lookupByName(spec.name)
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return
+        raise
+    if other.UUIDString() != spec.uuid:
+        raise ExistsError(
+            f"machine {spec.name}: libvirt has a domain of that name, which kvmd did not make; it was left as it is.",
+            hint="Give the machine another name, or remove that domain.",
+        )
+
+
+def _has_kvm(connect: virConnect) -> bool:
+    capabilities = ET.fromstring(connect.getCapabilities())  # noqa: S314 - libvirt's own words
+    return capabilities.find("guest/arch[@name='x86_64']/domain[@type='kvm']") is not None
+
+
+def _switch(domain: virDomain, to: Switch) -> None:
+    is_active = bool(domain.isActive())
+    match to:
+        case Switch.ON if not is_active:
+            domain.create()
+        case Switch.SHUTDOWN if is_active:
+            domain.shutdown()
+        case Switch.OFF if is_active:
+            domain.destroy()
+        case _:
+            pass
+
+
+def _undefine(connect: virConnect, uuid: str) -> None:
+    libvirt = load_libvirt()
+    try:
+        domain = connect.lookupByUUIDString(uuid)
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return
+        raise
+    if domain.isActive():
+        domain.destroy()
+    domain.undefineFlags(
+        libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+        | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+        | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+        | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    )
+
+
+def _refresh_pools(connect: virConnect, path: str) -> None:
+    """Let libvirt list what has come or gone in the folder of this path. Not worth failing for."""
+    libvirt = load_libvirt()
+    folder = str(Path(path).parent)
+    with suppress(libvirt.libvirtError):
+        for pool in connect.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
+            if ET.fromstring(pool.XMLDesc(0)).findtext("target/path", "") == folder:  # noqa: S314 - libvirt's own words
+                pool.refresh(0)
