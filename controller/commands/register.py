@@ -24,7 +24,7 @@ from controller.publish import Sent, known_generation, known_template, now_utc, 
 from controller.session import Session, open_session
 from controller.waiting import detaching, wait_settled
 from kvmwire.codes import Exit
-from kvmwire.events import Ensure, ImageFormat, RegisterData
+from kvmwire.events import ChecksumOf, Ensure, ImageFormat, RegisterData
 from kvmwire.headers import is_likely_secret
 from kvmwire.topics import RegisterTopic
 
@@ -37,6 +37,11 @@ def add(parsers: Parsers) -> None:
     parser.add_argument("name", type=name, metavar="NAME", help="the template's name")
     parser.add_argument("urls", nargs="+", metavar="URL", help="its sources; all hold the same content")
     parser.add_argument("--checksum", metavar="{ALG}HEX", help="such as {SHA-256}9f86d0...")
+    parser.add_argument(
+        "--checksum-of",
+        choices=[one.value for one in ChecksumOf],
+        help="what it is of where the file is compressed: served (the file itself; default) or content",
+    )
     parser.add_argument("--format", choices=[one.value for one in ImageFormat], help="auto where it is not given")
     parser.add_argument(
         "--header", action="append", type=header, default=[], metavar="'N: V'", help="plain HTTP header, no secret"
@@ -136,6 +141,7 @@ def _values(args: Any) -> dict[str, Any]:
         "url": first,
         "sources": more,
         "checksum": args.checksum,
+        "checksum_of": args.checksum_of,
         "format": args.format,
         "size": args.size,
         "headers": dict(args.header),
