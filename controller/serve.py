@@ -11,6 +11,7 @@ Room is left beside ``_Server`` for a REST API and a web page; they are later wo
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import signal
 import time
@@ -21,7 +22,7 @@ from controller import log
 from controller.archive import Archive, open_archive
 from controller.broker import Link, Message, open_link
 from controller.config import Settings
-from controller.credentials.desk import Desk, kept_version
+from controller.credentials.desk import Desk, Synced, kept_version
 from controller.delivery import Deliveries
 from controller.errors import ControlError, UnreachableError
 from controller.fleet import Change, EventChange, Fleet, Overwritten, Seen, StatusChange
@@ -38,6 +39,7 @@ _TICK_S = 0.25
 _MAX_WAITING = 100_000
 _PRUNE_EVERY_S = 3600.0
 _PATIENCE_S = 0.2
+_RETRY_S = 60.0
 _log = log.get("serve")
 
 
@@ -92,6 +94,7 @@ class _Server:
         self._openings = 0
         self._pruned = time.monotonic()
         self._handed_out: tuple[int, int] | None = None
+        self._next_handout = math.inf
         self._status = ""
 
     def connecting(self) -> None:
@@ -211,18 +214,21 @@ class _Server:
     async def _hand_out(self, link: Link) -> None:
         """Give credentials to hosts that lack them: once connected, and when another kvmctl let a host in or handed one out."""
         version = await asyncio.to_thread(kept_version, self._settings)
-        if version == self._handed_out:
+        if version == self._handed_out and time.monotonic() < self._next_handout:
             return
-        desk = await Desk.open(_Sender(self._settings, self._fleet, self._archive, self._deliveries, link))
         try:
+            desk = await Desk.open(_Sender(self._settings, self._fleet, self._archive, self._deliveries, link))
             synced = await desk.sync(patience_s=_PATIENCE_S)
         except UnreachableError:
             return  # another kvmctl is at it; in the next round there is less to do
+        except ControlError as exc:
+            synced = Synced((), (exc,))
         self._handed_out = version
+        self._next_handout = time.monotonic() + _RETRY_S if synced.failures else math.inf
         for sent in synced.sent:
             _log.info("credential handed out", topic=sent.topic, event=sent.event.id)
         for failure in synced.failures:
-            _log.error("a credential cannot be handed out", error=failure.message, hint=failure.hint)
+            _log.error("credentials cannot be handed out", error=failure.message, hint=failure.hint)
 
     async def _follow(self) -> None:
         """Follow what the registry says is awaited; it changes when another kvmctl publishes."""

@@ -173,6 +173,9 @@ async def _finish(invocation: Invocation, session: Session, sent: Sequence[Sent]
     if not args.wait:
         output.show(*sent_views.sent(sent))
         return Exit.DONE
+    if not sent:  # nobody is there who could have it, or all is done already; the table tells which
+        output.show(*await _table(session, args.name))
+        return Exit.DONE
     # Of several events for one host the newest is what it has to answer.
     newest = {host: one for one in sorted(sent, key=lambda one: one.event.generation or 0) for host in one.hosts}
     if not newest:

@@ -14,7 +14,6 @@ from kvmwire.events import Ensure, HostLabels, Origins, Sealed
 from kvmwire.names import Name
 from kvmwire.seal import Binding, Secret, seal, unseal
 
-VERSION = 1
 _SELF = "+controller"  # is no host's name, so that nothing that was sealed to a host can be mistaken for it
 
 Selection = Literal["all"] | HostLabels | tuple[Name, ...]
@@ -48,7 +47,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     name: Name
     generation: int
     ensure: Ensure = Ensure.PRESENT
