@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kvmd.app.daemon import build_daemon
+from kvmd.app.daemon import Outside, build_daemon
 from kvmd.app.parts import environment_of, open_sources
 from kvmd.app.pools import open_stores
 from kvmd.config import DirectoryPool, MqttSettings, PolicySettings, Settings
@@ -55,7 +55,9 @@ async def running_host(
     try:
         async with open_stores(settings, executor) as stores, asyncio.TaskGroup() as group:
             record = await journal.load()
-            daemon = build_daemon(settings, record, journal, sources, stores, Vault(), executor, Notifier())
+            daemon = build_daemon(
+                settings, record, journal, Outside(sources, stores, None), Vault(), executor, Notifier()
+            )
             group.create_task(daemon.run(stopped))
             try:
                 yield
