@@ -65,12 +65,9 @@ class Binding:
     origins: tuple[str, ...]
 
     def _bytes(self, **more: str) -> bytes:
-        bound: dict[str, object] = {
-            "credential": self.name,
-            "generation": self.generation,
-            "origins": list(self.origins),
-        }
-        return rfc8785.dumps({**bound, **more})  # type: ignore[arg-type] # its JSON type is recursive
+        return rfc8785.dumps(
+            {"credential": self.name, "generation": self.generation, "origins": list(self.origins), **more}
+        )
 
     def content(self) -> bytes:
         """Give what the secret itself is bound to."""

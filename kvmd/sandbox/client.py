@@ -56,9 +56,12 @@ class QemuInspector:
                 "the inspector ended without an answer; the image is refused.",
                 hint="`journalctl -u 'kvmd-inspector@*'` or the daemon's log tells more.",
             ) from None
-        return self._without_qemu() if answer.is_missing else judge(answer, image)
+        if answer.is_missing:
+            self._pass_unchecked()
+            return None
+        return judge(answer, image)
 
-    def _without_qemu(self) -> None:
+    def _pass_unchecked(self) -> None:
         if self._is_required:
             raise ImageInvalidError(
                 "qemu-img is not installed, so the image cannot be checked, and inspector.required is set; refused.",

@@ -22,7 +22,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def version() -> int:
     """Give the version of the kernel's interface; 0 where it has none."""
-    return max(0, _libc.syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1)))
+    return max(0, int(_libc.syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
 
 
 def restrict(*, readable: Iterable[str], writable: Iterable[str], descriptors: Iterable[int]) -> bool:
@@ -68,6 +68,6 @@ class _Rules:
     def enforce(self) -> bool:
         """Put the rules into force."""
         try:
-            return _libc.syscall(_RESTRICT, self._fd, ctypes.c_uint32(0)) == 0
+            return int(_libc.syscall(_RESTRICT, self._fd, ctypes.c_uint32(0))) == 0
         finally:
             os.close(self._fd)

@@ -60,7 +60,7 @@ def confine(volume: int, program: str) -> bool:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-    is_counted = _libc.unshare(_NEW_USER | _NEW_NET | _NEW_IPC) == 0
+    is_counted = int(_libc.unshare(_NEW_USER | _NEW_NET | _NEW_IPC)) == 0
     folder = os.path.dirname(os.path.realpath(program))  # noqa: PTH120 - no import of pathlib
     landlock.restrict(readable=(*_SYSTEM, folder), writable=("/dev/null",), descriptors=(volume,))
     return is_counted
