@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from kvmd.core.credential import Opened, open_credential
-from kvmd.core.desired import Arrival, CredentialRecord, HostRecord, Judgement, Stamp, judge
+from kvmd.core.desired import Arrival, CredentialRecord, Desired, HostRecord, Judgement, Stamp, judge, rechecked
 from kvmd.core.warrant import Warrant, warrant
 from kvmd.errors import CredentialInvalidError, KvmdError, SignatureError
 from kvmd.log import get_logger
 from kvmd.vault import Vault
+from kvmwire.codes import FailureCode
 from kvmwire.events import CredentialData, Ensure, Event
-from kvmwire.status import CredentialState, CredentialStatus, Failure, Outcome
+from kvmwire.origins import OriginPattern
+from kvmwire.source import SourceUrl
+from kvmwire.status import CredentialState, CredentialStatus, Failure, Outcome, ReplicaState
 from kvmwire.trust import ROOT, Role, TrustList
 
 log = get_logger(__name__)
+
+_MENDED = {FailureCode.TLS_VERIFY, FailureCode.TLS_CLIENT_CERT, FailureCode.SOURCE_STATUS, FailureCode.SOURCE_EXPIRED}
+"""Final failures that a credential may mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,21 @@ class Credentials:
                 refused, replace(before, status=_refused(before, stamp.generation, exc.failure, now=arrival.now))
             )
         return Decision(judgement, CredentialRecord(status, stamp, data), opened)
+
+    def retried(self, decision: Decision) -> tuple[Desired, ...]:
+        """Give the wishes that failed for want of what has just come: their servers are covered by it."""
+        data = decision.record.data if decision.record is not None else None
+        if not decision.judgement.is_accepted or data is None or data.ensure is Ensure.ABSENT:
+            return ()
+        patterns = [OriginPattern.parse(origin) for origin in data.origins or ()]
+        return tuple(rechecked(wish) for wish in self._record.desired.values() if self._may_help(wish, patterns))
+
+    def _may_help(self, wish: Desired, patterns: Sequence[OriginPattern]) -> bool:
+        replica, template = self._record.replicas.get(wish.key), wish.template(self._record.templates)
+        if replica is None or template is None or replica.status.state is not ReplicaState.FAILED:
+            return False
+        origins = [SourceUrl.parse(url).origin for url in template.urls]
+        return replica.status.code in _MENDED and any(one.covers(origin) for one in patterns for origin in origins)
 
     def enact(self, decision: Decision) -> None:
         """Put in force what has been journaled: what is under way ends with the old, the next request uses the new."""

@@ -30,7 +30,7 @@ from kvmd.log import get_logger
 from kvmd.ports import Clock, Delivery, Journal
 from kvmwire.codec import EventRefusedError, decode_event
 from kvmwire.codes import FailureCode, WireError
-from kvmwire.events import CommandData, CredentialData, DeployData, Ensure, Event, RegisterData, unsupported
+from kvmwire.events import CommandData, CredentialData, DeployData, Ensure, Event, RegisterData
 from kvmwire.status import Failure, Outcome, Receipt, ReplicaState
 from kvmwire.topics import (
     CommandTopic,
@@ -110,8 +110,6 @@ class Inbox:
 
     def _check_supported(self, event: Event) -> None:
         """Raise WireError for what the contract knows and this host, or this version, does not do."""
-        if isinstance(event.topic, CommandTopic) and event.topic.verb is Verb.SCRUB:
-            raise unsupported("the command scrub")
         if isinstance(event.data, DeployData) and event.data.machine is not None and not self._identity.has_machines:
             raise WireError(
                 FailureCode.UNSUPPORTED,
@@ -160,7 +158,8 @@ class Inbox:
     ) -> None:
         decision = self._credentials.decide(event, data, arrival, vouched)
         changed: tuple[CredentialRecord, ...] = (decision.record,) if decision.record else ()
-        recorded = Recorded(self._receipt(event, decision.judgement), credentials=changed)
+        retried = self._credentials.retried(decision)
+        recorded = Recorded(self._receipt(event, decision.judgement), credentials=changed, desired=retried)
         await self._answer(event, decision.judgement, delivery, recorded)
         self._credentials.enact(decision)
         for record in changed:
@@ -244,6 +243,8 @@ class Inbox:
                     for wish in chosen
                     if self._can_be_cancelled(wish)
                 )
+            case Verb.SCRUB:
+                return tuple(replace(wish, scrubs=wish.scrubs + 1) for wish in chosen)
             case _:
                 return ()
 
