@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kvmwire.codec import EventRefusedError, decode_event, decode_status
@@ -12,6 +12,7 @@ from kvmwire.status import (
     CredentialStatus,
     HostState,
     HostStatus,
+    MachineStatus,
     ProbeStatus,
     Progress,
     Receipt,
@@ -25,6 +26,7 @@ from kvmwire.topics import (
     DeployTopic,
     EventTopic,
     HostTopic,
+    MachineTopic,
     ProbeTopic,
     ProgressTopic,
     ReceiptTopic,
@@ -81,8 +83,9 @@ class Deployment:
 
 
 class Fleet:
-    """What is known of hosts, templates, deployments, replicas, probes and credentials. Only ``take`` and ``forget_events`` change it.
+    """What is known of hosts, templates, deployments, replicas, machines, probes and credentials.
 
+    Only ``take``, ``leave_out`` and ``forget_events`` change it.
     Of two events on one topic the higher generation stays, of two statuses the one that came last. Whatever comes on
     different topics may come in any order.
     """
@@ -96,6 +99,8 @@ class Fleet:
         self.replicas: dict[ReplicaTopic, ReplicaStatus] = {}
         self.progress: dict[ProgressTopic, Progress] = {}
         self.credentials: dict[CredentialStatusTopic, CredentialStatus] = {}
+        self.machines: dict[MachineTopic, MachineStatus] = {}
+        self.revoked: frozenset[str] = frozenset()
 
     def take(self, text: str, payload: bytes) -> Change | None:
         """Fold one message; None where it changes nothing or is not readable as a status. Never raises."""
@@ -105,16 +110,34 @@ class Fleet:
             case RegisterTopic() | DeployTopic() | CredentialTopic() as topic:
                 return self._take_event(topic, payload)
             case (
-                HostTopic() | ProbeTopic() | ReplicaTopic() | ProgressTopic() | ReceiptTopic() | CredentialStatusTopic()
+                HostTopic()
+                | ProbeTopic()
+                | ReplicaTopic()
+                | ProgressTopic()
+                | ReceiptTopic()
+                | CredentialStatusTopic()
+                | MachineTopic()
             ) as topic:
                 return self._take_status(topic, payload)
-            case _:
-                return None
 
     def forget_events(self) -> None:
         """Forget which events are retained, because the broker is about to send them again."""
         self.events.clear()
         self.unreadable.clear()
+
+    def leave_out(self, revoked: Iterable[str]) -> None:
+        """Know nothing of these hosts from now on: the broker keeps for ever what a revoked one has said, `online` included."""
+        self.revoked = frozenset(revoked)
+        for topic in (
+            *map(HostTopic, self.hosts),
+            *self.probes,
+            *self.replicas,
+            *self.progress,
+            *self.credentials,
+            *self.machines,
+        ):
+            if topic.host in self.revoked:
+                self._drop(topic)
 
     def templates(self) -> dict[str, RegisterData]:
         """Templates that are registered, by name."""
@@ -185,6 +208,20 @@ class Fleet:
         events = (d.event.generation or 0 for d in self.deployments(template, pool))
         return max([0, *(status.generation for status in statuses), *events])
 
+    def generation_of_machine(self, name: str) -> int:
+        """Give the highest generation known of a machine, on any host; 0 for none."""
+        return max([0, *(status.generation for topic, status in self.machines.items() if topic.name == name)])
+
+    def machines_on(self, host: str, *, template: str, pool: str) -> tuple[str, ...]:
+        """Name the machines that stand on a replica, or are to, as far as the host has told."""
+        return tuple(
+            sorted(
+                topic.name
+                for topic, status in self.machines.items()
+                if (topic.host, status.template, status.pool) == (host, template, pool)
+            )
+        )
+
     def generation_of_credential(self, name: str) -> int:
         """Give the highest generation known of a credential, on any host; 0 for none."""
         statuses = (s.generation for t, s in self.credentials.items() if t.credential == name)
@@ -221,6 +258,8 @@ class Fleet:
     def _take_status(self, topic: StatusTopic, payload: bytes) -> StatusChange | None:
         if not payload:
             return StatusChange(topic, None) if self._drop(topic) else None
+        if topic.host in self.revoked:
+            return None
         try:
             status = decode_status(topic, payload)
         except WireError:
@@ -239,6 +278,8 @@ class Fleet:
                 self.progress[topic] = status
             case CredentialStatusTopic(), CredentialStatus():
                 self.credentials[topic] = status
+            case MachineTopic(), MachineStatus():
+                self.machines[topic] = status
             case ReceiptTopic(), Receipt():
                 pass  # receipts belong to whoever asked, and to the registry
             case _:
@@ -253,8 +294,12 @@ class Fleet:
                 return self.probes.pop(topic, None) is not None
             case ReplicaTopic():
                 return self.replicas.pop(topic, None) is not None
+            case ProgressTopic():
+                return self.progress.pop(topic, None) is not None
             case CredentialStatusTopic():
                 return self.credentials.pop(topic, None) is not None
+            case MachineTopic():
+                return self.machines.pop(topic, None) is not None
             case _:
                 return False
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
 from controller.fleet import Fleet
 from kvmwire.codes import CODES, Exit, FailureCode
-from kvmwire.events import CredentialData, Ensure, Event
+from kvmwire.events import CredentialData, Ensure, Event, Machine
 from kvmwire.status import (
     CredentialState,
     CredentialStatus,
+    MachineState,
+    MachineStatus,
     Outcome,
     ProbeStatus,
     Progress,
@@ -21,7 +23,7 @@ from kvmwire.status import (
     ReplicaStatus,
     Verdict,
 )
-from kvmwire.topics import CredentialStatusTopic, CredentialTopic, ProbeTopic, ProgressTopic, ReplicaTopic
+from kvmwire.topics import CredentialStatusTopic, CredentialTopic, MachineTopic, ProbeTopic, ProgressTopic, ReplicaTopic
 
 _WORST_FIRST = (Exit.VERIFICATION, Exit.POLICY, Exit.UNREACHABLE, Exit.USAGE, Exit.FAILED)
 
@@ -47,7 +49,7 @@ class Standing:
     hint: str = ""
     next_attempt: datetime | None = None
     progress: Progress | None = None
-    status: ReplicaStatus | ProbeStatus | CredentialStatus | None = None
+    status: ReplicaStatus | ProbeStatus | CredentialStatus | MachineStatus | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -57,7 +59,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What one event asks of one host: this replica, present or absent, at this generation or a later one."""
+    """What one event asks of one host: this replica, or this machine, present or absent, at this generation or a later one."""
 
     host: str
     pool: str
@@ -65,6 +67,56 @@ class Wish:
     generation: int
     event_id: str
     ensure: Ensure
+    machine: Machine | None = None
+
+
+def standing_of(wish: Wish, fleet: Fleet, receipts: Mapping[str, Receipt]) -> Standing:
+    """Tell how far a host is with what it was asked for."""
+    return replica_standing(wish, fleet, receipts) if wish.machine is None else machine_standing(wish, fleet, receipts)
+
+
+def machine_standing(wish: Wish, fleet: Fleet, receipts: Mapping[str, Receipt]) -> Standing:
+    """Tell how far a host is with a machine; until it says something of it, with the replica that the machine waits for."""
+    machine = wish.machine
+    status = fleet.machines.get(MachineTopic(wish.host, machine.name)) if machine is not None else None
+    if wish.ensure is Ensure.ABSENT:
+        return _removal_standing(wish, status, fleet, receipts)
+    if machine is None or status is None or status.generation < wish.generation:
+        replica = replica_standing(wish, fleet, receipts)
+        return replace(replica, phase=Phase.PENDING) if replica.phase is Phase.DONE else replica
+    wanted = {MachineState.RUNNING} if machine.start else {MachineState.DEFINED, MachineState.STOPPED}
+    phase = Phase.PENDING if fleet.is_online(wish.host) else Phase.MISSING
+    if status.code is not None and status.next_attempt is None:
+        phase = Phase.FAILED
+    elif status.code is None and status.state in wanted:
+        phase = Phase.DONE
+    elif status.code is None and machine.start and status.state is MachineState.STOPPED:
+        phase = Phase.FAILED
+    return _standing_of_machine(wish, phase, status)
+
+
+def _removal_standing(
+    wish: Wish, status: MachineStatus | None, fleet: Fleet, receipts: Mapping[str, Receipt]
+) -> Standing:
+    receipt = receipts.get(wish.host)
+    if status is not None and receipt is not None and _heard(receipt) is Phase.DONE:
+        return _standing_of_machine(wish, Phase.PENDING, status)
+    before = _before_status(wish.host, fleet, receipt)
+    is_gone = status is None and before.phase is Phase.PENDING and receipt is not None
+    return replace(before, phase=Phase.DONE, state="removed") if is_gone else before
+
+
+def _standing_of_machine(wish: Wish, phase: Phase, status: MachineStatus) -> Standing:
+    return Standing(
+        wish.host,
+        phase,
+        status.state.value,
+        code=status.code,
+        message=status.message,
+        hint=status.hint,
+        next_attempt=status.next_attempt,
+        status=status,
+    )
 
 
 def replica_standing(wish: Wish, fleet: Fleet, receipts: Mapping[str, Receipt]) -> Standing:

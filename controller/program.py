@@ -20,6 +20,7 @@ from controller.commands import (
     events,
     keys,
     lab,
+    machine,
     register,
     serve,
     show,
@@ -33,7 +34,22 @@ from controller.output import Output
 from kvmwire import __version__
 from kvmwire.codes import Exit, FailureCode
 
-_MODULES = (register, deploy, command, credential, show, watch, events, serve, lab, keys, enroll, sign, broker_config)
+_MODULES = (
+    register,
+    deploy,
+    machine,
+    command,
+    credential,
+    show,
+    watch,
+    events,
+    serve,
+    lab,
+    keys,
+    enroll,
+    sign,
+    broker_config,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

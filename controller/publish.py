@@ -119,7 +119,9 @@ def deploy_events(
     highest = dict[tuple[str, str], int]()
     for topic, data in wanted:
         subject = data.template_name, data.pool
-        generation = next_generation(now, known, fleet.generation_of_replicas(*subject), highest.get(subject, 0))
+        of_machine = fleet.generation_of_machine(data.machine.name) if data.machine else 0
+        known_here = fleet.generation_of_replicas(*subject), of_machine, highest.get(subject, 0)
+        generation = next_generation(now, known, *known_here)
         highest[subject] = generation
         events.append(make_event(topic, data, generation=generation, now=now))
     return events
@@ -130,13 +132,14 @@ def removals(
 ) -> list[tuple[DeployTopic, DeployData]]:
     """Say what makes a template absent: on each topic that deploys it, or on the named hosts' own topics.
 
-    A replica whose deploy event nobody retains any more is removed on its host's topic.
+    A replica whose deploy event nobody retains any more is removed on its host's topic, and one that a machine was made from: the
+    machine's event stays.
     """
     named = tuple(hosts)
     if named:
         places = [(host, one) for host in named for one in _pools_on(fleet, template, host=host, pool=pool)]
         return _removals_at(fleet, template, places)
-    deployments = tuple(fleet.deployments(template, pool))
+    deployments = tuple(d for d in fleet.deployments(template, pool) if d.data.machine is None)
     covered = {(host, d.data.pool) for d in deployments for host in fleet.audience(d.event)}
     left = {
         (topic.host, topic.pool)

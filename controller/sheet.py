@@ -15,7 +15,7 @@ _STEP = 1024
 _NAMED = 8
 _DIGEST_LENGTH = 12
 _STYLES = {
-    **dict.fromkeys(("ready", "online", "good", "done", "accepted", "active"), "green"),
+    **dict.fromkeys(("ready", "online", "good", "done", "accepted", "active", "running"), "green"),
     **dict.fromkeys(("failed", "bad", "refused", "cancelled"), "bold red"),
     **dict.fromkeys(("waiting", "degraded", "offline", "unknown", "stale", "missing", "readonly"), "yellow"),
 }

@@ -13,7 +13,7 @@ from controller.registry import Stored
 from controller.sheet import Sheet, moment, short, size, some, state
 from kvmwire.events import RegisterData
 from kvmwire.source import redact
-from kvmwire.status import ProbeStatus, Progress, Receipt, ReplicaState, ReplicaStatus
+from kvmwire.status import MachineStatus, ProbeStatus, Progress, Receipt, ReplicaState, ReplicaStatus
 from kvmwire.topics import ProbeTopic, ProgressTopic, RegisterTopic, ReplicaTopic
 
 Row = dict[str, Any]
@@ -104,6 +104,26 @@ def probes(fleet: Fleet, *, template: str) -> Rows:
     for host, status in found.items():
         _add_probe(shown, host, status)
     return [probe_row(ProbeTopic(host, template), status) for host, status in found.items()], shown
+
+
+def machines(fleet: Fleet, *, host: str | None = None) -> Rows:
+    """Every machine, or those of a host; the console is left out."""
+    rows, shown = list[Row](), Sheet("machines", "host", "machine", "state", "template", "pool", "since")
+    for topic, status in sorted(fleet.machines.items(), key=lambda pair: (pair[0].host, pair[0].name)):
+        if host not in {None, topic.host}:
+            continue
+        rows.append(machine_row(topic.host, status, online=fleet.is_online(topic.host)))
+        shown.add_row(
+            topic.host, topic.name, state(status.state.value), status.template, status.pool, moment(status.since)
+        )
+        code = f"{status.code.value}: " if status.code else ""
+        shown.note(f"{topic.host} {topic.name}", code + _sentences(status.message, status.hint))
+    return rows, shown
+
+
+def machine_row(host: str, status: MachineStatus, *, online: bool) -> Row:
+    """Give one machine as a row."""
+    return {"kind": "machine", "host": host, "online": online, **status.model_dump(mode="json", exclude={"console"})}
 
 
 def replica_row(topic: ReplicaTopic, status: ReplicaStatus, *, online: bool, figures: Progress | None) -> Row:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ from controller.commands.invocation import (
     pair,
 )
 from controller.errors import ControlError, UsageError
-from controller.outcome import Standing, Wish, exit_of, replica_standing
+from controller.fleet import Fleet
+from controller.machines import OF_THE_HOST, candidates, is_hopeless, machine_deployment, withdrawals
+from controller.outcome import Phase, Standing, Wish, exit_of, standing_of
 from controller.publish import (
     Sent,
     default_deployment,
@@ -64,7 +68,14 @@ def add(parsers: Parsers) -> None:
     parser.add_argument(
         "--machine", type=Path, metavar="FILE", help="start this virtual machine from it (TOML or JSON)"
     )
-    add_waiting(parser, "every host is ready, or has failed")
+    parser.add_argument(
+        "--try",
+        dest="tries",
+        type=_try_count,
+        metavar="N",
+        help="with --machine: to one of the matching hosts; where it cannot, to the next, N at most. Waits",
+    )
+    add_waiting(parser, "every host is ready, or runs the machine, or has failed")
     parser = add_parser(parsers, "remove", remove, "take a template's replicas from the hosts")
     parser.add_argument("name", type=name, metavar="NAME", help="the template's name")
     add_hosts(parser, help_text="only from this host; may be repeated")
@@ -80,11 +91,16 @@ async def deploy(invocation: Invocation) -> Exit:
             "deploy: exactly one of --host, --label and --all says where it goes; nothing was published.",
             hint="Add --all, or --host HOST, or --label KEY=VALUE.",
         )
+    if args.tries is not None and args.machine is None:
+        raise UsageError(
+            "deploy: --try is for a --machine, which goes to one host; nothing was published.",
+            hint="Add --machine FILE, or leave --try out: a template goes to all the hosts that match.",
+        )
     machine = await asyncio.to_thread(_read_machine, args.machine) if args.machine else None
     async with open_session(settings, _filters(settings.mqtt, args.name)) as session:
         record = known_template(session.fleet, args.name)
         values: dict[str, Any] = {
-            "deployment": args.deployment or default_deployment(args.name, args.pool),
+            "deployment": args.deployment or _deployment(args, machine),
             "template": record.model_dump(mode="json", exclude_defaults=True),
             "pool": args.pool,
             "hosts": {"labels": dict(args.label)} if args.label else None,
@@ -95,10 +111,39 @@ async def deploy(invocation: Invocation) -> Exit:
             "machine": machine,
         }
         data = build(DeployData, values)
+        if args.tries is not None:
+            return await _try_hosts(invocation, session, data)
         topics = [DeployTopic(data.deployment, host) for host in dict.fromkeys(args.host)] or [
             DeployTopic(data.deployment)
         ]
-        return await _publish_and_wait(invocation, session, [(topic, data) for topic in topics])
+        return await publish_and_wait(invocation, session, [(topic, data) for topic in topics])
+
+
+async def _try_hosts(invocation: Invocation, session: Session, data: DeployData) -> Exit:
+    """Ask one host after the other, each once, until one runs the machine; what the others were asked for is taken back."""
+    args, output = invocation.arguments, invocation.output
+    hosts = candidates(session.fleet, data, hosts=args.host)[: args.tries]
+    if not hosts:
+        raise no_host()
+    tried: list[Standing] = []
+    with detaching(output, how_to_watch := f"kvmctl watch {args.name}"):
+        for host in hosts:
+            (wish,) = _wishes(await _publish(session, [(DeployTopic(data.deployment, host), data)]))
+
+            def standings(wish: Wish = wish) -> list[Standing]:
+                now = standing_of(wish, session.fleet, session.receipts.get(wish.event_id, {}))
+                return [replace(now, phase=Phase.FAILED) if is_hopeless(now) else now]
+
+            (found,) = await wait_settled(
+                session, output, standings=standings, timeout_s=args.timeout, how_to_watch=how_to_watch
+            )
+            tried.append(found)
+            if found.phase is not Phase.FAILED or found.code not in OF_THE_HOST | {None}:
+                break
+            await _publish(session, withdrawals(session.fleet, data, host))
+            output.say(f"{host} cannot: {found.code.value if found.code else found.state}: {found.message}")
+    output.show(*views.outcome(tried, title=f"{args.command} {args.name}"))
+    return exit_of(tried[-1:])
 
 
 async def remove(invocation: Invocation) -> Exit:
@@ -106,6 +151,7 @@ async def remove(invocation: Invocation) -> Exit:
     args, settings = invocation.arguments, invocation.settings
     async with open_session(settings, _filters(settings.mqtt, args.name)) as session:
         wanted = removals(session.fleet, args.name, hosts=dict.fromkeys(args.host), pool=args.pool)
+        _check_unused(session.fleet, wanted)
         if not wanted:
             where = f" in pool {args.pool}" if args.pool else ""
             raise ControlError(
@@ -113,7 +159,7 @@ async def remove(invocation: Invocation) -> Exit:
                 hint="See what there is with: kvmctl replicas",
                 code=FailureCode.TEMPLATE_UNKNOWN,
             )
-        return await _publish_and_wait(invocation, session, wanted)
+        return await publish_and_wait(invocation, session, wanted)
 
 
 def _filters(mqtt: Any, template: str) -> tuple[str, ...]:
@@ -123,6 +169,7 @@ def _filters(mqtt: Any, template: str) -> tuple[str, ...]:
         *topics.wanted_filters(template),
         *topics.outcome_filters(template),
         *topics.progress_filters(template),
+        *topics.machine_filters(),
         *topics.receipt_filters(),
     )
 
@@ -132,9 +179,10 @@ async def _publish(session: Session, wanted: Sequence[tuple[DeployTopic, DeployD
     return await publish(session, deploy_events(session.fleet, wanted, known=known, now=now_utc()))
 
 
-async def _publish_and_wait(
+async def publish_and_wait(
     invocation: Invocation, session: Session, wanted: Sequence[tuple[DeployTopic, DeployData]]
 ) -> Exit:
+    """Publish deploy events; with --wait until every host is where they want it."""
     args, output = invocation.arguments, invocation.output
     if not args.wait:
         output.show(*views.sent(await _publish(session, wanted)))
@@ -146,7 +194,7 @@ async def _publish_and_wait(
             raise no_host()
 
         def standings() -> list[Standing]:
-            return [replica_standing(wish, session.fleet, session.receipts.get(wish.event_id, {})) for wish in wishes]
+            return [standing_of(wish, session.fleet, session.receipts.get(wish.event_id, {})) for wish in wishes]
 
         found = await wait_settled(
             session, output, standings=standings, timeout_s=args.timeout, how_to_watch=how_to_watch
@@ -157,15 +205,46 @@ async def _publish_and_wait(
 
 def _wishes(sent: Sequence[Sent]) -> list[Wish]:
     """Say what is asked of each host; of several events about one replica the last made holds."""
-    wishes = dict[tuple[str, str], Wish]()
+    wishes = dict[tuple[str, str, str], Wish]()
     for one in sent:
         data = one.event.data
         if not isinstance(data, DeployData):
             continue
         for host in one.hosts:
             generation = one.event.generation or 0
-            wishes[host, data.pool] = Wish(host, data.pool, data.template_name, generation, one.event.id, data.ensure)
+            subject = host, data.pool, data.machine.name if data.machine else ""
+            wishes[subject] = Wish(
+                host, data.pool, data.template_name, generation, one.event.id, data.ensure, data.machine
+            )
     return [wishes[key] for key in sorted(wishes)]
+
+
+def _deployment(args: argparse.Namespace, machine: Machine | None) -> str:
+    if machine is None:
+        return default_deployment(args.name, args.pool)
+    return machine_deployment(args.name, args.pool, machine.name)
+
+
+def _try_count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text[:80]!a}: expected a number of hosts, 1 at least")
+    return int(text)
+
+
+def _check_unused(fleet: Fleet, wanted: Sequence[tuple[DeployTopic, DeployData]]) -> None:
+    """Raise ControlError where a machine stands on a replica that is to go: the hosts would refuse it, too."""
+    found: list[str] = []
+    for topic, data in wanted:
+        selected = (host for host, status in fleet.hosts.items() if data.selects(host, status.labels))
+        for host in [topic.host] if topic.host else selected:
+            names = fleet.machines_on(host, template=data.template_name, pool=data.pool)
+            found += [f"{name} on {host}" for name in names]
+    if found:
+        raise ControlError(
+            f"remove: machines stand on it: {', '.join(sorted(set(found)))}; nothing was published.",
+            hint="Remove them first: kvmctl machine remove NAME --wait",
+            code=FailureCode.IN_USE,
+        )
 
 
 def _read_machine(path: Path) -> Machine:

@@ -19,13 +19,15 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from kvmwire.codec import EventRefusedError, decode_event, encode_status
 from kvmwire.codes import FailureCode, WireError
-from kvmwire.events import CommandData, CredentialData, DeployData, Ensure, Event, RegisterData
+from kvmwire.events import CommandData, CredentialData, DeployData, Ensure, Event, Machine, RegisterData
 from kvmwire.seal import Binding, Secret, unseal
 from kvmwire.status import (
     CredentialState,
     CredentialStatus,
     HostState,
     HostStatus,
+    MachineState,
+    MachineStatus,
     Outcome,
     PoolState,
     PoolStatus,
@@ -45,6 +47,7 @@ from kvmwire.topics import (
     CredentialTopic,
     DeployTopic,
     HostTopic,
+    MachineTopic,
     ProbeTopic,
     ProgressTopic,
     ReceiptTopic,
@@ -68,6 +71,7 @@ class Script:
     refuses: FailureCode | None = None
     expires: datetime | None = None
     holds: bool = False
+    machine_fails_with: FailureCode | None = None
     silent_for: int = 0
     labels: dict[str, str] = field(default_factory=dict)
 
@@ -178,7 +182,7 @@ class ScriptedHost:
             case RegisterData(template=template):
                 subject: object = template
             case DeployData() as data:
-                subject = (data.template_name, data.pool)
+                subject = (data.template_name, data.pool) if data.machine is None else ("machine", data.machine.name)
             case CredentialData(credential=credential):
                 subject = ("credential", credential)
             case CommandData():
@@ -194,7 +198,10 @@ class ScriptedHost:
             case RegisterData() as data if data.ensure is Ensure.PRESENT:
                 await self._probe(data, generation)
             case DeployData() as data:
-                await self._replica(data, generation)
+                if data.machine is None or data.ensure is Ensure.PRESENT:
+                    await self._replica(data, generation)
+                if data.machine is not None and (self.script.fails_with is None or data.ensure is Ensure.ABSENT):
+                    await self._machine(data, data.machine, generation)
             case CredentialData(trust=None) as data:
                 await self._credential(data, generation)
             case _:
@@ -256,6 +263,28 @@ class ScriptedHost:
         await self.say(ProgressTopic(self.name, data.pool, data.template_name), figures, retain=False)
         if not self.script.holds:
             await self.finish(data, generation)
+
+    async def _machine(self, data: DeployData, machine: Machine, generation: int) -> None:
+        topic = MachineTopic(self.name, machine.name)
+        if data.ensure is Ensure.ABSENT:
+            assert self._client is not None
+            await self._client.publish(TOPICS.build(topic), b"", qos=1, retain=True)
+            return
+        code = self.script.machine_fails_with
+        ends = MachineState.RUNNING if machine.start else MachineState.STOPPED
+        status = MachineStatus(
+            name=machine.name,
+            generation=generation,
+            deployment=data.deployment,
+            template=data.template_name,
+            pool=data.pool,
+            state=MachineState.FAILED if code else ends,
+            code=code,
+            message="as the script says" if code else "",
+            console="login:\nkvmd",
+            since=NOW,
+        )
+        await self.say(topic, status)
 
     async def finish(self, data: DeployData, generation: int) -> None:
         """Publish the end of a download as the script wants it."""
