@@ -127,10 +127,10 @@ class Host:
         self, *urls: str, expected: bytes | Content | None = None, name: str = "disk.img", **asked: Unpack[Asked]
     ) -> Outcome:
         """Run one session to its end, and check what must hold after every one."""
-        before = self._surroundings()
+        before, open_files = self._surroundings(), _open_files()
         self._found = {path.name: path.read_bytes() for path in self.pool.iterdir() if path.is_file()}
         outcome = await self.run(*urls, expected=expected, name=name, **asked)
-        await self._check(outcome, before)
+        await self._check(outcome, before, open_files)
         return outcome
 
     async def run(
@@ -180,19 +180,22 @@ class Host:
         staging = self.pool / STAGING
         return {path.name: path.stat().st_size for path in staging.iterdir()} if staging.exists() else {}
 
-    async def _check(self, outcome: Outcome, before: object) -> None:
+    async def _check(self, outcome: Outcome, before: object, open_files: int) -> None:
         if isinstance(outcome.state, Ready):
             assert self.partial_files() == {}
         else:
             assert not outcome.path.is_file() or outcome.path.read_bytes() == self._found.get(outcome.path.name)
         assert not any(thread.name in {"kvmd-hash", "kvmd-unpack"} for thread in threading.enumerate())
-        await eventually(lambda: self._surroundings() == before, timeout_s=3, what=f"as before: {before}")
+        assert self._surroundings() == before
+        await eventually(
+            lambda: _open_files() <= open_files, timeout_s=3, what=f"at most {open_files} open files again"
+        )
 
     def _surroundings(self) -> tuple[object, ...]:
-        """Describe what no session may change: files outside the pool, other volumes, open files and connections."""
+        """Describe what no session may change: files outside the pool, other volumes."""
         outside = sorted(str(path) for path in self._folder.rglob("*") if self.pool not in {path, *path.parents})
         kept = {path.name: path.read_bytes() for path in self.pool.glob("other*")}
-        return outside, kept, _open_files()
+        return outside, kept
 
 
 def _is_right(path: Path, said: Digest, expected: Digest | None) -> bool:
