@@ -247,6 +247,21 @@ class Store(Protocol):
         ...
 
 
+class Keeper(Protocol):
+    """Looks after what lies in a storage pool. Errors: StoreError."""
+
+    async def reread(self, placement: Placement, *, rate: int) -> Placement | None:
+        """Read what has the volume's name from the disk, at most ``rate`` bytes a second (0: no limit), and give its digest.
+
+        None where nothing has the name. Raises ExistsError where something else than a regular file has it.
+        """
+        ...
+
+
+class PoolStore(Store, Keeper, Protocol):
+    """All that is done with a storage pool."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One message as it arrived."""

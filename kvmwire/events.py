@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from kvmwire.codes import FailureCode, WireError
+from kvmwire.codes import WireError
 from kvmwire.digest import Digest
 from kvmwire.headers import check_header_name, check_header_value
 from kvmwire.names import EventId, Name
@@ -351,10 +351,3 @@ def type_of(data: EventData) -> EventType:
             return EventType.COMMAND
         case CredentialData():
             return EventType.CREDENTIAL
-
-
-def unsupported(what: str) -> WireError:
-    """Refuse something that the contract knows and this version does not do."""
-    return WireError(
-        FailureCode.UNSUPPORTED, f"{what} is not supported by this version of kvmd; the event was refused."
-    )

@@ -214,6 +214,9 @@ class ReplicaStatus(StatusModel):
     session: str | None = None
     attempt: int = 0
     since: AwareDatetime
+    verified: AwareDatetime | None = Field(
+        default=None, description="when all of the volume was last read from the disk and was what was promised"
+    )
     next_attempt: AwareDatetime | None = None
     progress: Progress | None = None
 

@@ -1,4 +1,4 @@
-"""``kvmctl cancel`` and ``kvmctl recheck``: commands that hosts answer, and that are not retained."""
+"""``kvmctl cancel``, ``recheck`` and ``scrub``: commands that hosts answer, and that are not retained."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ _DEFAULT_WAIT_S = 10.0
 
 
 def add(parsers: Parsers) -> None:
-    """Add the two parsers."""
+    """Add the three parsers."""
     for verb, run, summary in (
         (Verb.CANCEL, cancel, "stop what hosts do for a template"),
         (Verb.RECHECK, recheck, "let hosts check sources again, and try again what waits or failed"),
+        (Verb.SCRUB, scrub, "let hosts read ready volumes again, slowly, and tell of those that have changed"),
     ):
         parser = add_parser(parsers, verb.value, run, summary)
-        parser.add_argument("name", type=name, metavar="NAME", help="the template's name")
+        if verb is Verb.SCRUB:
+            parser.add_argument("name", type=name, metavar="NAME", nargs="?", help="the template's name; all, if none")
+        else:
+            parser.add_argument("name", type=name, metavar="NAME", help="the template's name")
         add_hosts(parser, help_text="only this host; may be repeated")
         parser.add_argument("--pool", type=name, help="only in this pool")
         parser.add_argument("--reason", default="", help="for the hosts' logs")
@@ -46,12 +50,18 @@ async def recheck(invocation: Invocation) -> Exit:
     return await _command(invocation, Verb.RECHECK)
 
 
+async def scrub(invocation: Invocation) -> Exit:
+    """Publish ``scrub``."""
+    return await _command(invocation, Verb.SCRUB)
+
+
 async def _command(invocation: Invocation, verb: Verb) -> Exit:
     args, output = invocation.arguments, invocation.output
     topics = invocation.settings.mqtt.topics
-    filters = topics.host_filters() + topics.wanted_filters(args.name) + topics.outcome_filters(args.name)
+    filters = topics.host_filters() + topics.wanted_filters(args.name or "+") + topics.outcome_filters(args.name or "+")
     async with open_session(invocation.settings, filters + topics.receipt_filters()) as session:
-        _check_known(session.fleet, verb, args.name)
+        if args.name is not None:
+            _check_known(session.fleet, verb, args.name)
         data = CommandData(template=args.name, pool=args.pool, reason=args.reason)
         sent = await publish(session, commands(verb, data, hosts=dict.fromkeys(args.host), now=now_utc()))
         hosts = set[str]().union(*(one.hosts for one in sent))

@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from kvmd.app.machines import open_hypervisor
@@ -18,7 +19,7 @@ from kvmd.app.parts import disk_threads, environment_of, inspector_of, keyring_o
 from kvmd.app.pools import open_stores
 from kvmd.bus import BrokerSettings, MqttBus
 from kvmd.clock import SystemClock
-from kvmd.config import MqttSettings, Settings
+from kvmd.config import MaintenanceSettings, MqttSettings, Settings
 from kvmd.config.trusting import read_sealing_key, read_trust_list
 from kvmd.core.desired import HostRecord
 from kvmd.core.tally import Tally
@@ -30,13 +31,14 @@ from kvmd.daemon.machines import MachineRules, Machines
 from kvmd.daemon.prober import Prober
 from kvmd.daemon.reconciler import Reconciler
 from kvmd.daemon.rules import Rules
+from kvmd.daemon.scrubber import Scrubber, ScrubRules
 from kvmd.engine.shaping import Shaper
 from kvmd.errors import ConfigError, InternalError, KvmdError, leaves
 from kvmd.journal import SqliteJournal
 from kvmd.log import get_logger
 from kvmd.notify import Notifier
 from kvmd.plugin import TlsFiles
-from kvmd.ports import Hypervisor, Sources, Store
+from kvmd.ports import Hypervisor, PoolStore, Sources
 from kvmd.vault import Vault
 from kvmwire.topics import HostTopic, Topics
 from kvmwire.trust import TrustList, keyid_of
@@ -49,7 +51,7 @@ class Outside:
     """Edges that are opened before the daemon and closed after it."""
 
     sources: Sources
-    stores: Mapping[str, Store]
+    stores: Mapping[str, PoolStore]
     hypervisor: Hypervisor | None
 
 
@@ -156,6 +158,10 @@ def build_daemon(
             record, outside.hypervisor, rules=choices, journal=journal, announcer=announcer, clock=clock
         )
         reconciler.listeners.append(machines.wake)
+    scrubber = Scrubber(
+        record, scrub_rules_of(settings.maintenance), keepers=outside.stores, reconciler=reconciler, clock=clock
+    )
+    reconciler.listeners.append(scrubber.wake)
     prober = Prober(
         settings.host, record, sources=outside.sources, rules=rules, journal=journal, announcer=announcer, clock=clock
     )
@@ -163,6 +169,7 @@ def build_daemon(
     def on_change() -> None:
         reconciler.wake()
         prober.wake()
+        scrubber.wake()
         if machines is not None:
             machines.wake()
 
@@ -176,7 +183,13 @@ def build_daemon(
         credentials=credentials,
         on_change=on_change,
     )
-    return Daemon(record, tally, bus, inbox, announcer, prober, reconciler, notifier, machines)
+    return Daemon(record, tally, bus, inbox, announcer, prober, reconciler, scrubber, notifier, machines)
+
+
+def scrub_rules_of(maintenance: MaintenanceSettings) -> ScrubRules:
+    """Give how volumes at rest are read again."""
+    days = maintenance.scrub_every_d
+    return ScrubRules(maintenance.scrub_rate, timedelta(days=days) if days else None)
 
 
 def identification_of(settings: Settings) -> Identification:

@@ -14,7 +14,7 @@ from kvmd.errors import ConfigError, KvmdError
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.library import load_libvirt
 from kvmd.hypervisor.pools import check_pool
-from kvmd.ports import Store
+from kvmd.ports import PoolStore
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.libvirt import LibvirtStore
 from kvmd.store.zeros import Allocation
@@ -23,7 +23,7 @@ _CHECK_S = 5.0
 
 
 @asynccontextmanager
-async def open_stores(settings: Settings, executor: Executor) -> AsyncGenerator[Mapping[str, Store]]:
+async def open_stores(settings: Settings, executor: Executor) -> AsyncGenerator[Mapping[str, PoolStore]]:
     """Give the stores by the names of their pools, and close their connections in the end.
 
     No pool needs to be there. Raises ConfigError where libvirt-python is needed and missing.
@@ -40,7 +40,7 @@ async def open_stores(settings: Settings, executor: Executor) -> AsyncGenerator[
 
 def _store(
     name: str, pool: DirectoryPool | LibvirtPool, connections: Mapping[str, Connection], executor: Executor
-) -> Store:
+) -> PoolStore:
     folder = partial(DirectoryStore, name, executor=executor, allocation=Allocation(pool.allocation))
     if isinstance(pool, DirectoryPool):
         return folder(pool.path)

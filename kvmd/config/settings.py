@@ -313,6 +313,17 @@ class MachineSettings(Section):
     )
 
 
+class MaintenanceSettings(Section):
+    """What is done, by and by, with what lies in the pools."""
+
+    scrub_rate: Size = Field(
+        default=32 << 20, description="bytes a second that a scrub reads of volumes at rest; 0: no limit"
+    )
+    scrub_every_d: int = Field(
+        default=0, ge=0, le=3650, description="days after which every ready volume is read again unasked; 0: never"
+    )
+
+
 class LogSettings(Section):
     """What is logged to standard error, and how."""
 
@@ -353,6 +364,7 @@ class Settings(Section):
     )
     inspector: InspectorSettings = InspectorSettings()
     machines: MachineSettings = MachineSettings()
+    maintenance: MaintenanceSettings = MaintenanceSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
 

@@ -58,7 +58,10 @@ class TemplateRecord:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The newest deploy event of a template in a pool; ``order`` is its place in the queue of this host."""
+    """The newest deploy event of a template in a pool; ``order`` is its place in the queue of this host.
+
+    ``round`` counts the rechecks asked for, ``scrubs`` the scrubs.
+    """
 
     stamp: Stamp
     data: DeployData
@@ -66,6 +69,7 @@ class Desired:
     round: int = 0
     is_cancelled: bool = False
     reason: str = ""
+    scrubs: int = 0
 
     @property
     def key(self) -> ReplicaKey:
@@ -109,7 +113,7 @@ class Replica:
 
     ``made_for`` is the fingerprint of the wish it was last worked on for, ``content`` what the volume at ``placement`` was to
     hold. ``must_rehash``: somebody asked for a recheck, so the volume is read again although nobody seems to have touched it.
-    ``is_unpacked``: the volume was made of a compressed file.
+    ``is_unpacked``: the volume was made of a compressed file. ``scrubbed``: so many of the wish's scrubs are done.
     """
 
     status: ReplicaStatus
@@ -120,6 +124,7 @@ class Replica:
     is_ours: bool = False
     must_rehash: bool = False
     is_unpacked: bool = False
+    scrubbed: int = 0
 
     @property
     def key(self) -> ReplicaKey:

@@ -14,6 +14,7 @@ from kvmd.daemon.inbox import Inbox
 from kvmd.daemon.machines import Machines
 from kvmd.daemon.prober import Prober
 from kvmd.daemon.reconciler import Reconciler
+from kvmd.daemon.scrubber import Scrubber
 from kvmd.log import get_logger
 from kvmd.notify import Notifier
 from kvmd.ports import Bus
@@ -41,6 +42,7 @@ class Daemon:
     announcer: Announcer
     prober: Prober
     reconciler: Reconciler
+    scrubber: Scrubber
     notifier: Notifier
     machines: Machines | None = None
 
@@ -53,6 +55,7 @@ class Daemon:
             work = [
                 group.create_task(self.reconciler.run(beat=self._beat, at_least_every_s=pass_s)),
                 group.create_task(self.prober.run()),
+                group.create_task(self.scrubber.run()),
                 group.create_task(self._watch_pools()),
                 group.create_task(self._watch_broker()),
                 *([group.create_task(self.machines.run())] if self.machines is not None else []),

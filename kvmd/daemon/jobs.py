@@ -68,7 +68,7 @@ def assignment(
         max_virtual_size=max_virtual_size,
         deadline=wish.data.deadline,
         images=images,
-        is_of_content=bool(template) and template.checksum_of is ChecksumOf.CONTENT,
+        is_of_content=template is not None and template.checksum_of is ChecksumOf.CONTENT,
     )
     is_same_wish = before is not None and before.made_for == fingerprint
     job = Job(
@@ -191,8 +191,17 @@ def replica_of(task: Assignment, state: State, *, progress: Progress | None, now
     replica = Replica(status, task.fingerprint, content=job.content, failures=job.failures)
     if before is not None:
         replica = replace(_carry(before, replica), must_rehash=before.must_rehash)
-    after = _with_state(replica, state, task)
+    after = _with_state(replica, state, task, now=now)
     return replace(after, must_rehash=False) if after.status.state.is_settled else after
+
+
+def _is_read(task: Assignment, placement: Placement) -> bool:
+    """Whether all of a volume that is ready now was read for that; else nobody seems to have touched it since it was the last time."""
+    before, algorithm = task.before, task.job.algorithm
+    if before is None or before.placement is None or before.must_rehash:
+        return True
+    is_known = before.placement.is_same_file(placement) and before.placement.digest.algorithm is algorithm
+    return not is_known or before.status.state is ReplicaState.COMMITTING
 
 
 def _trust(task: Assignment, found: Found) -> Trust:
@@ -201,7 +210,7 @@ def _trust(task: Assignment, found: Found) -> Trust:
     return Trust.SIGNED if task.is_signed else Trust.CHECKSUM
 
 
-def _with_state(replica: Replica, state: State, task: Assignment) -> Replica:
+def _with_state(replica: Replica, state: State, task: Assignment, *, now: datetime) -> Replica:
     job = task.job
     match state:
         case Downloading(size=size):
@@ -213,8 +222,10 @@ def _with_state(replica: Replica, state: State, task: Assignment) -> Replica:
                 replica, placement=stored.placement, is_ours=True, content=job.content, is_unpacked=is_unpacked
             )
         case Ready(placement, image, is_adopted, found):
+            is_read = _is_read(task, placement)
             ready = _announcing(
                 replica,
+                verified=now if is_read else replica.status.verified,
                 path=placement.path,
                 size=placement.size,
                 checksum=str((replica.is_unpacked and job.terms.served) or placement.digest),
@@ -224,13 +235,20 @@ def _with_state(replica: Replica, state: State, task: Assignment) -> Replica:
                 trust=_trust(task, found),
                 progress=None,
             )
-            return replace(ready, placement=placement, is_ours=not is_adopted, content=job.content, failures=0)
+            return replace(
+                ready,
+                placement=placement,
+                is_ours=not is_adopted,
+                content=job.content,
+                failures=0,
+                scrubbed=task.wish.scrubs if is_read else min(task.wish.scrubs, replica.scrubbed),
+            )
         case Waiting(failures, failure, until):
             return replace(_failing(replica, failure, next_attempt=until), failures=failures)
         case Failed(failure) | Cancelled(failure):
             return replace(_failing(replica, failure), failures=0)
         case Absent(note):
-            gone = _announcing(replica, message=note, checksum=None, trust=Trust.NONE)
+            gone = _announcing(replica, message=note, checksum=None, trust=Trust.NONE, verified=None)
             return replace(gone, placement=None, is_ours=False, content="", failures=0)
         case _:
             return replica
@@ -258,7 +276,8 @@ def _carry(before: Replica | None, replica: Replica) -> Replica:
     if before is None:
         return replica
     return replace(
-        replica,
+        _announcing(replica, verified=before.status.verified),
+        scrubbed=before.scrubbed,
         placement=before.placement,
         is_ours=before.is_ours,
         content=before.content,

@@ -255,6 +255,11 @@ class Reconciler:
             self._running.pop(key, None)
             self._wake.set()
 
+    async def amend(self, before: Replica, after: Replica) -> None:
+        """Keep what somebody found out about a replica at rest; nothing, where it has changed in between or is worked on."""
+        if before.key not in self._running and self._record.replicas.get(before.key) is before:
+            await self._keep(after)
+
     async def _keep(self, replica: Replica) -> None:
         """Journal, remember, announce: in this order, so that nothing announced is ever forgotten."""
         await self._journal.save_replica(replica)

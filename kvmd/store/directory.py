@@ -38,7 +38,7 @@ KEEP_S = 30 * 86400.0
 
 
 class DirectoryStore:
-    """Implements the port ``Store``. Names are single path components, checked where they entered the program."""
+    """Implements the ports ``Store`` and ``Keeper``. Names are single path components, checked where they entered the program."""
 
     def __init__(
         self, name: str, path: Path, *, executor: Executor, allocation: Allocation = Allocation.SPARSE
@@ -84,6 +84,15 @@ class DirectoryStore:
         try:
             with translated(f"volume {self._path / name}"):
                 return await self._on_thread(self._find, name, known, algorithm, stopped)
+        finally:
+            stopped.set()
+
+    async def reread(self, placement: Placement, *, rate: int) -> Placement | None:
+        """See the port ``Keeper``."""
+        stopped = threading.Event()
+        try:
+            with translated(f"reading {placement.path}"):
+                return await self._on_thread(self._reread, placement, rate, stopped)
         finally:
             stopped.set()
 
@@ -212,15 +221,9 @@ class DirectoryStore:
         self, name: str, known: Placement | None, algorithm: Algorithm, stopped: threading.Event
     ) -> Stored | None:
         with self._folder() as pool:
-            try:
-                named = os.stat(name, dir_fd=pool, follow_symlinks=False)
-            except FileNotFoundError:
+            fd = self._open_volume(name, pool)
+            if fd is None:
                 return None
-            if not stat.S_ISREG(named.st_mode):
-                raise ExistsError(
-                    f"volume {self._path / name}: something that is no regular file has the name; it was left as it is."
-                )
-            fd = os.open(name, _OPEN_VOLUME, dir_fd=pool)
             with suppress(OSError):  # what is found may have been written, or renamed, just before a crash
                 os.fsync(pool)
         try:
@@ -247,6 +250,32 @@ class DirectoryStore:
                     files.forget_without_data()
                 finally:
                     files.close()
+
+    def _reread(self, placement: Placement, rate: int, stopped: threading.Event) -> Placement | None:
+        name = Path(placement.path).name
+        with self._folder() as pool:
+            fd = self._open_volume(name, pool)
+        if fd is None:
+            return None
+        try:
+            with suppress(OSError):  # what the disk holds is wanted, not what memory remembers of it
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            digest = digest_file(fd, placement.digest.algorithm, stopped, rate=rate)
+            return placement_of(os.fstat(fd), placement.path, digest)
+        finally:
+            os.close(fd)
+
+    def _open_volume(self, name: str, pool: int) -> int | None:
+        """Open a finished volume; None where nothing has the name. Raises ExistsError where something else than a file has it."""
+        try:
+            named = os.stat(name, dir_fd=pool, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(named.st_mode):
+            raise ExistsError(
+                f"volume {self._path / name}: something that is no regular file has the name; it was left as it is."
+            )
+        return os.open(name, _OPEN_VOLUME, dir_fd=pool)
 
     def _remove(self, placement: Placement) -> bool:
         name = Path(placement.path).name

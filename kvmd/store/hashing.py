@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 from blake3 import blake3
 
+from kvmd.core.bucket import Bucket
 from kvmd.core.ranges import ByteRange
 from kvmwire.digest import Algorithm, Digest
 
@@ -126,9 +128,7 @@ class Follower:
         """Wait for a full step of new bytes, or the last ones; None when there is nothing left to do."""
         with self._changed:
             self._enough = position + self._step
-            self._changed.wait_for(
-                lambda: self._is_stopped or self._end is not None or self._frontier >= self._enough
-            )
+            self._changed.wait_for(lambda: self._is_stopped or self._end is not None or self._frontier >= self._enough)
             if self._is_stopped or position == self._end:
                 return None
             return self._frontier
@@ -160,11 +160,15 @@ def digest_part(fd: int, part: ByteRange, algorithm: Algorithm) -> Digest:
     return Digest(algorithm, hashing.hexdigest())
 
 
-def digest_file(fd: int, algorithm: Algorithm, stopped: threading.Event) -> Digest:
-    """Hash a whole file, as it is now. Raises OSError, or Stopped soon after ``stopped`` is set."""
-    hashing, buffer, position = hasher(algorithm), memoryview(bytearray(STEP)), 0
+def digest_file(fd: int, algorithm: Algorithm, stopped: threading.Event, *, rate: int = 0) -> Digest:
+    """Hash a whole file, as it is now, ``rate`` bytes a second (0: no limit).
+
+    Raises OSError, or Stopped soon after ``stopped`` is set.
+    """
+    hashing, buffer, position, bucket = hasher(algorithm), memoryview(bytearray(STEP)), 0, Bucket(rate)
     while count := os.preadv(fd, [buffer], position):
-        if stopped.is_set():
+        bucket, pause_s = bucket.take(count, time.monotonic())
+        if stopped.wait(pause_s):
             raise Stopped
         hashing.update(buffer[:count])
         position += count

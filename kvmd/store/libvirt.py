@@ -26,7 +26,7 @@ from kvmd.hypervisor.pools import (
     unsuitable_pool,
 )
 from kvmd.log import get_logger
-from kvmd.ports import Store, Volume, VolumeRequest
+from kvmd.ports import PoolStore, Store, Volume, VolumeRequest
 from kvmwire.digest import Algorithm, Digest
 from kvmwire.status import PoolState, PoolStatus
 
@@ -51,14 +51,14 @@ T = TypeVar("T")
 
 
 class LibvirtStore:
-    """Implements the port ``Store`` on libvirt's pool ``pool``. ``folder`` makes the store of its target path."""
+    """Implements the ports ``Store`` and ``Keeper`` on libvirt's pool ``pool``. ``folder`` makes the store of its target path."""
 
-    def __init__(self, name: str, pool: str, connection: Connection, *, folder: Callable[[Path], Store]) -> None:
+    def __init__(self, name: str, pool: str, connection: Connection, *, folder: Callable[[Path], PoolStore]) -> None:
         self._name = name
         self._pool = pool
         self._connection = connection
         self._make_folder = folder
-        self._folders: dict[str, Store] = {}
+        self._folders: dict[str, PoolStore] = {}
 
     async def open(self, request: VolumeRequest) -> Volume:
         """See the port."""
@@ -72,6 +72,10 @@ class LibvirtStore:
         if stored is not None:
             self._compare(stored, await self._listed(stored.placement.path, is_fresh=False))
         return stored
+
+    async def reread(self, placement: Placement, *, rate: int) -> Placement | None:
+        """See the port ``Keeper``."""
+        return await self._folder_of(await self._facts()).reread(placement, rate=rate)
 
     async def remove(self, placement: Placement) -> bool:
         """See the port."""
@@ -115,7 +119,7 @@ class LibvirtStore:
     async def _facts(self) -> PoolFacts:
         return await self._connection.call(lambda conn: active_pool(conn, self._pool), what=self._what)
 
-    def _folder_of(self, facts: PoolFacts) -> Store:
+    def _folder_of(self, facts: PoolFacts) -> PoolStore:
         """Give the store of the folder that the pool has now: a pool may be defined anew, elsewhere."""
         if facts.type not in FOLDERS:
             raise unsuitable_pool(facts)

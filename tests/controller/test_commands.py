@@ -13,7 +13,7 @@ import pytest
 
 from kvmwire.codec import decode_event
 from kvmwire.codes import FailureCode
-from kvmwire.events import DeployData, Ensure, RegisterData
+from kvmwire.events import CommandData, DeployData, Ensure, RegisterData
 from kvmwire.status import HostState, Verdict
 from kvmwire.topics import CommandTopic, DeployTopic, ProgressTopic, RegisterTopic, Topics, Verb
 from tests.controller.kvmctl import CHECKSUM, URL, Kvmctl, ended
@@ -210,6 +210,17 @@ async def test_cancel_tells_every_answer(broker: Broker, kvmctl: Kvmctl) -> None
     )
     assert [row["host"] for row in one.rows] == ["kvm02"]
     assert [event.topic for event in host.received] == [RegisterTopic("deb12"), CommandTopic(Verb.CANCEL)]
+
+
+async def test_scrub_is_about_one_template_or_all(broker: Broker, kvmctl: Kvmctl) -> None:
+    host = ScriptedHost(broker.url, "kvm01")
+    async with host.running():
+        await kvmctl.registered()
+        every = await kvmctl.run("scrub", "--json")
+        one = await kvmctl.run("scrub", "deb12", "--host", "kvm01", "--json")
+    assert (every.code, one.code) == (0, 0)
+    asked = [event.data for event in host.received if isinstance(event.topic, CommandTopic)]
+    assert [data.template for data in asked if isinstance(data, CommandData)] == [None, "deb12"]
 
 
 async def test_a_command_nobody_answers_ends_with_4(broker: Broker, kvmctl: Kvmctl) -> None:

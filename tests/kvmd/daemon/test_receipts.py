@@ -58,9 +58,8 @@ REFUSED: dict[str, tuple[str, Any, str, str]] = {
     "a bad volume name": ("deploy/all/d", _deploy(name="a/b"), "EVENT_SCHEMA", "name"),
     "a command for nothing": ("command/all/cancel", {"templat": "deb12"}, "EVENT_SCHEMA", "templat"),
     "a machine": ("deploy/all/d", _deploy(machine={"name": "vm1"}), "UNSUPPORTED", "machine"),
-    "a credential for all": ("credential/all/ca", {}, "UNSUPPORTED", "credential"),
-    "a credential for this host": (f"credential/host/{HOST}/token", {}, "UNSUPPORTED", "credential"),
-    "scrub": ("command/all/scrub", {}, "UNSUPPORTED", "scrub"),
+    "a credential for all": ("credential/all/ca", {}, "EVENT_SCHEMA", "anchors"),
+    "a credential for this host": (f"credential/host/{HOST}/token", {}, "EVENT_SCHEMA", "anchors"),
 }
 REFUSED_ENVELOPES: dict[str, tuple[str, Mapping[str, Any], str, str]] = {
     "another type": ("register/deb12", {"type": "io.kvmd.deploy.v1"}, "EVENT_SCHEMA", "type"),

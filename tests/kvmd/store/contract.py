@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from kvmd.core.image import inspect_head
 from kvmd.core.placement import Placement
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, InUseError, NoSpaceError, StoreError
-from kvmd.ports import Store, Volume, VolumeRequest
+from kvmd.ports import PoolStore, Store, Volume, VolumeRequest
 from kvmd.store.inline import Inline
 from kvmwire.digest import Algorithm, Digest
 from kvmwire.status import PoolState
@@ -71,6 +72,14 @@ async def keep_half(store: Store, name: str = "disk", *, key: str = "0123456789a
 
 class StoreContract:
     """The suite."""
+
+    async def test_a_volume_is_read_again_from_the_disk_at_a_rate(self, store: PoolStore) -> None:
+        placement = await make(store)
+        begun = time.monotonic()
+        assert await store.reread(placement, rate=2 * SIZE) == placement
+        assert time.monotonic() - begun >= 0.2  # half a second, of which a quarter may go at once
+        gone = replace(placement, path=f"{placement.path}-gone")
+        assert await store.reread(gone, rate=0) is None
 
     async def test_written_sealed_and_committed_bytes_are_the_volume(
         self, store: Store, volume_bytes: ReadVolume
