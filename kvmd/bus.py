@@ -325,9 +325,10 @@ class MqttBus:
     async def _read(self, client: _Client, inbox: Callable[[Delivery], Awaitable[None]]) -> None:
         """Take one message after the other; one whose event could not be stored is not acknowledged and ends the connection."""
         while (message := await client.inbox.get()) is not None:
-            topic = self._settings.topics.parse(message.topic)
+            text = _topic_of(message)
+            topic = self._settings.topics.parse(text)
             if topic is None:
-                log.warning("message on an unknown topic", topic=str(message.topic))
+                log.warning("message on an unknown topic", topic=text)
             else:
                 await inbox(Delivery(topic, bytes(message.payload), message.retain, message.dup))
             client.acknowledge(message)
@@ -377,6 +378,14 @@ class MqttBus:
                 await asyncio.shield(
                     client.publish(self._settings.topics.build(will.topic), will.payload, qos=1, retain=True)
                 )
+
+
+def _topic_of(message: paho.MQTTMessage) -> str:
+    """Give the topic as text; what is not UTF-8, which no broker may send, gives none of our topics."""
+    try:
+        return message.topic
+    except UnicodeDecodeError as exc:
+        return exc.object.decode(errors="backslashreplace")
 
 
 def _narrowed(group: BaseExceptionGroup[BaseException]) -> BaseException:

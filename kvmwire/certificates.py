@@ -26,6 +26,15 @@ _MAX_SHOWN = 120
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 _ENCRYPTED = re.compile(r"-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: *4, *ENCRYPTED")
 _WEAK_HASHES = (hashes.MD5, hashes.SHA1)
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for certificates that are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,7 @@ def _certificates(what: str, pem: str) -> Sequence[_Certificate]:
         )
     try:
         certificates = [_read(one) for one in x509.load_pem_x509_certificates(pem.encode(errors="replace"))]
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
+    except _UNREADABLE as exc:
         raise _refused(
             f"{what}: expected certificates in PEM, and they cannot be read: {_first_line(exc)}",
             "The file has to hold -----BEGIN CERTIFICATE----- ... -----END CERTIFICATE-----, whole and unchanged.",
@@ -130,7 +139,10 @@ def _private_key(pem: str) -> PrivateKeyTypes:
     if len(_PRIVATE_KEY.findall(pem)) > 1:
         raise _refused("the key: expected one, got several", "Give the one that belongs to the certificate.")
     try:
-        return serialization.load_pem_private_key(pem.encode(errors="replace"), password=None)
+        # Whether an RSA key's primes are prime is not checked: it takes seconds, and its public half is compared anyway.
+        return serialization.load_pem_private_key(
+            pem.encode(errors="replace"), password=None, unsafe_skip_rsa_key_validation=True
+        )
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise _refused(
             "the key: expected a private key in PEM (RSA, EC or Ed25519), and it cannot be read",

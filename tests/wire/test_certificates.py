@@ -6,7 +6,9 @@ import base64
 import contextlib
 import datetime as dt
 import re
+import ssl
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -214,3 +216,27 @@ def test_a_damaged_certificate_gives_facts_or_a_refusal(noise: bytes, position: 
 
 
 PEM = issued(KEYS["ec"], is_ca=True)
+
+
+def with_version(pem: str, version: int) -> str:
+    """Give the certificate with another version of X.509 than 3, which is written 2."""
+    der = ssl.PEM_cert_to_DER_cert(pem)
+    assert der.count(b"\xa0\x03\x02\x01\x02") == 1
+    return ssl.DER_cert_to_PEM_cert(der.replace(b"\xa0\x03\x02\x01\x02", bytes([0xA0, 3, 2, 1, version])))
+
+
+def test_a_certificate_of_an_unknown_version_is_refused() -> None:
+    pem = with_version(issued(ROOT_KEY, name="root", is_ca=True), 33)
+    with pytest.raises(WireError, match="cannot be read") as caught:
+        check_anchors(pem, now=NOW)
+    assert caught.value.code is FailureCode.CREDENTIAL_INVALID
+
+
+def test_a_long_rsa_key_is_read_in_no_time() -> None:
+    """Proving that its primes are prime takes half a second with this one, in which a daemon would do nothing else."""
+    key = rsa.generate_private_key(65537, 4096)
+    certificate = issued(key)
+    pem = written(key)
+    begun = time.perf_counter()
+    check_pair(certificate, pem, now=NOW)
+    assert time.perf_counter() - begun < 0.1

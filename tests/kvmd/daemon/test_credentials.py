@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -165,6 +166,14 @@ class TestCertificates:
         "pem", ["no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
     )
     async def test_a_bad_pem_is_refused(self, lab: Site, fleet: FleetKeys, pem: str) -> None:
+        assert (await self.refused(lab, fleet, pem)).code == "CREDENTIAL_INVALID"
+
+    @pytest.mark.usefixtures("strict")
+    async def test_a_certificate_of_a_version_that_there_is_not_is_refused(
+        self, lab: Site, fleet: FleetKeys, authority: Authority
+    ) -> None:
+        der = ssl.PEM_cert_to_DER_cert(authority.ca_file.read_text())
+        pem = ssl.DER_cert_to_PEM_cert(der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x21"))
         assert (await self.refused(lab, fleet, pem)).code == "CREDENTIAL_INVALID"
 
     @pytest.mark.usefixtures("strict")
