@@ -4,7 +4,9 @@ TEST_PACKAGES = apache2-bin aria2 caddy curl gnupg gpgv haproxy lighttpd mosquit
   libvirt-daemon libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 seabios tini parted \
   libvirt-daemon-driver-storage-iscsi-direct tgt grub-common grub-pc-bin mtools xorriso
 BUILD_PACKAGES = gcc libc6-dev libvirt-dev pkg-config python3-dev
-BENCH_PACKAGES = aria2 curl diffutils gcc gzip libc6-dev libssl-dev nginx-light openssl qemu-utils zstd
+BENCH_PACKAGES = aria2 curl diffutils gcc gzip libc6-dev libssl-dev nginx-light openssl qemu-utils zstd \
+  grub-common grub-pc-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system mtools qemu-system-x86 \
+  seabios tini xorriso
 KILLS ?= 300
 URL ?=
 CHECKSUM ?=
@@ -47,6 +49,7 @@ bench: ## speed beside aria2c, curl and a C program, what the daemon and looking
 	.venv/bin/python -m bench.flood
 	.venv/bin/python -m bench.decompress
 	.venv/bin/python -m bench.inspection
+	.venv/bin/python -m bench.machines
 
 reference: ## write docs/reference anew
 	@.ci/packages $(BUILD_PACKAGES)

@@ -128,14 +128,15 @@ class Fleet:
     def leave_out(self, revoked: Iterable[str]) -> None:
         """Know nothing of these hosts from now on: the broker keeps for ever what a revoked one has said, `online` included."""
         self.revoked = frozenset(revoked)
-        for topic in (
+        known: list[HostTopic | ProbeTopic | ReplicaTopic | ProgressTopic | CredentialStatusTopic | MachineTopic] = [
             *map(HostTopic, self.hosts),
             *self.probes,
             *self.replicas,
             *self.progress,
             *self.credentials,
             *self.machines,
-        ):
+        ]
+        for topic in known:
             if topic.host in self.revoked:
                 self._drop(topic)
 
@@ -192,7 +193,7 @@ class Fleet:
             case CommandTopic(host=str(host)), CommandData():
                 return frozenset([host])
             case CredentialTopic(host=str(host)), CredentialData():
-                return frozenset([host])
+                return frozenset([host]) - self.revoked
             case _:
                 return frozenset(self.hosts)
 

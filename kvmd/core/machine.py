@@ -52,14 +52,12 @@ def planned(wish: MachineWish, record: HostRecord, replica: Replica, *, uuid: st
     """Decide what the machine is made of. Raises MachineError where that cannot be, TemplateUnknownError where a CD-ROM is missing."""
     status = replica.status
     path = status.path or ""
-    root, iso = _root(wish, replica), path if status.format == FoundFormat.ISO else ""
-    if iso and wish.machine.disk_gib is None:
-        root = None
+    iso = path if status.format == FoundFormat.ISO else ""
     return MachineRecord(
         status=status_of(wish, MachineState.DEFINED, uuid=uuid, now=now),
         uuid=uuid,
         folder=path.rpartition("/")[0],
-        root=root,
+        root=None if iso and wish.machine.disk_gib is None else _root(wish, replica),
         iso=iso,
         cdroms=cdroms(wish, record),
     )
@@ -175,7 +173,7 @@ def _root(wish: MachineWish, replica: Replica) -> RootDisk:
         raise MachineError(
             f"machine {machine.name}: no disk can stand on an image of format {form.value}; nothing was made."
         )
-    if path.startswith("/dev/"):
+    if path.startswith("/dev/") and not path.startswith("/dev/shm/"):  # noqa: S108 - the one folder of files there
         raise MachineError(
             f"machine {machine.name}: the replica {path} is a block device, which has no folder for the machine's files.",
             hint="Deploy into a pool of files: a directory, or libvirt's dir, fs or netfs.",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 from xml.etree import ElementTree as ET
 
 from kvmd.core.console import readable
@@ -113,7 +113,7 @@ def _domains(connect: virConnect) -> Mapping[str, Domain]:
 
 def _power(domain: virDomain) -> Power:
     libvirt = load_libvirt()
-    state, reason = domain.state()
+    state, reason = cast("tuple[int, int]", domain.state())  # its annotations say otherwise
     if state == libvirt.VIR_DOMAIN_CRASHED:
         return Power.CRASHED
     if state != libvirt.VIR_DOMAIN_SHUTOFF:
