@@ -28,13 +28,13 @@ from kvmd.core.desired import (
 )
 from kvmd.errors import StoreIoError
 from kvmd.log import get_logger
-from kvmwire.status import Receipt
+from kvmwire.status import Outcome, Receipt
 
 log = get_logger(__name__)
 
 FILE = "journal.db"
 KEPT_RECEIPTS = 5000
-"""Receipts kept to recognise repeated events by their id; older ones are still recognised by generation and content."""
+"""Receipts kept to recognise repeated events by their id, and as many refusals; older ones are recognised by generation and content."""
 _VERSION = 2
 _SCHEMA = """
 CREATE TABLE receipt (event TEXT PRIMARY KEY, sequence INTEGER NOT NULL, unsent INTEGER NOT NULL, document TEXT NOT NULL) STRICT;
@@ -139,12 +139,15 @@ class SqliteJournal:
                 database.execute(_PUT["credential"], (credential.name, _text(_CREDENTIAL, credential)))
             for wish in event.machines:
                 database.execute(_PUT["wished_machine"], (wish.machine.name, _text(_WISHED_MACHINE, wish)))
-            database.execute(_PRUNE, (KEPT_RECEIPTS,))
+            database.execute(_PRUNE, (receipt.outcome is Outcome.REFUSED, KEPT_RECEIPTS))
 
 
 _PUT_RECEIPT = """INSERT OR REPLACE INTO receipt (event, sequence, unsent, document)
 VALUES (?1, (SELECT coalesce(max(sequence), 0) + 1 FROM receipt), 1, ?2)"""
-_PRUNE = """DELETE FROM receipt WHERE unsent = 0 AND sequence <= (SELECT max(sequence) FROM receipt) - ?"""
+_IS_REFUSAL = "json_extract(document, '$.outcome') = 'refused'"
+_INDEX = f"CREATE INDEX IF NOT EXISTS receipt_by_kind ON receipt (({_IS_REFUSAL}), sequence)"
+_OF_KIND = f"FROM receipt WHERE unsent = 0 AND ({_IS_REFUSAL}) = ?1"
+_PRUNE = f"DELETE {_OF_KIND} AND sequence <= (SELECT sequence {_OF_KIND} ORDER BY sequence DESC LIMIT 1 OFFSET ?2)"
 _PUT = {
     "template": "INSERT OR REPLACE INTO template (name, document) VALUES (?, ?)",
     "desired": "INSERT OR REPLACE INTO desired (pool, template, document) VALUES (?, ?, ?)",
@@ -214,6 +217,7 @@ def _open_sound(path: Path) -> sqlite3.Connection:
         if answer != "ok":
             raise sqlite3.DatabaseError(answer)
         _load(database)
+        database.execute(_INDEX)
     except BaseException:
         database.close()
         raise

@@ -114,6 +114,7 @@ class Replica:
     ``made_for`` is the fingerprint of the wish it was last worked on for, ``content`` what the volume at ``placement`` was to
     hold. ``must_rehash``: somebody asked for a recheck, so the volume is read again although nobody seems to have touched it.
     ``is_unpacked``: the volume was made of a compressed file. ``scrubbed``: so many of the wish's scrubs are done.
+    ``replaced``: kvmd's own volume of before, which may still have the name of ``placement``.
     """
 
     status: ReplicaStatus
@@ -125,6 +126,7 @@ class Replica:
     must_rehash: bool = False
     is_unpacked: bool = False
     scrubbed: int = 0
+    replaced: Placement | None = None
 
     @property
     def key(self) -> ReplicaKey:
@@ -258,13 +260,15 @@ class HostRecord:
     unsent: set[str] = field(default_factory=set[str])
 
     def apply(self, recorded: Recorded, *, kept: int) -> None:
-        """Take over what an event changed, and keep only so many receipts besides the unsent ones."""
+        """Take over what an event changed, and keep only so many receipts besides the unsent ones.
+
+        Refusals are counted by themselves: anybody can cause them, and they must not drive out what tells that an event was seen.
+        """
         self.receipts.pop(recorded.receipt.event, None)
         self.receipts[recorded.receipt.event] = recorded.receipt
         self.unsent.add(recorded.receipt.event)
         if len(self.receipts) > kept + len(self.unsent):
-            oldest = next(event for event in self.receipts if event not in self.unsent)
-            del self.receipts[oldest]
+            self._forget_like(recorded.receipt, kept)
         for template in recorded.templates:
             self.templates[template.data.template] = template
             if not template.is_present:
@@ -275,6 +279,13 @@ class HostRecord:
             self.credentials[credential.name] = credential
         for wish in recorded.machines:
             self.wished_machines[wish.machine.name] = wish
+
+    def _forget_like(self, receipt: Receipt, kept: int) -> None:
+        is_refusal = receipt.outcome is Outcome.REFUSED
+        alike = [event for event, one in self.receipts.items() if (one.outcome is Outcome.REFUSED) == is_refusal]
+        sent = [event for event in alike if event not in self.unsent]
+        for event in sent[: max(0, len(sent) - kept)]:
+            del self.receipts[event]
 
     def machines_on(self, path: str) -> tuple[str, ...]:
         """Name the machines with a disk that needs the volume of this path."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from kvmd.core.desired import (
     Arrival,
@@ -25,10 +26,11 @@ from kvmd.core.restraint import Restraint, pause_s
 from kvmd.core.warrant import Warrant
 from kvmd.daemon.announcer import Announcer, Identity
 from kvmd.daemon.credentials import Credentials
+from kvmd.errors import KvmdError
 from kvmd.journal import KEPT_RECEIPTS
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Delivery, Journal
-from kvmwire.codec import EventRefusedError, decode_event
+from kvmwire.codec import EventRefusedError, bare_id, decode_event
 from kvmwire.codes import FailureCode, WireError
 from kvmwire.events import CommandData, CredentialData, DeployData, Ensure, Event, RegisterData
 from kvmwire.status import Failure, Outcome, Receipt, ReplicaState
@@ -86,11 +88,15 @@ class Inbox:
         begun = self._clock.monotonic()
         try:
             event = decode_event(self._topics, topic, delivery.payload)
-            vouched = self._examine(event)
+            await self._take(event, self._examine(event), delivery)
         except EventRefusedError as exc:
             await self._refuse(topic, exc, delivery, begun)
-        else:
-            await self._take(event, vouched, delivery)
+        except KvmdError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - the broker would send it again for ever, and end the daemon each time
+            text = self._topics.build(topic)
+            log.unexpected("an event met a defect", exc, topic=text)
+            await self._refuse(topic, _defective(exc, bare_id(text, delivery.payload)), delivery, begun)
 
     def _examine(self, event: Event) -> Warrant | None:
         """Give who vouches for the event. Raises EventRefusedError for one that is not to be considered at all."""
@@ -160,8 +166,9 @@ class Inbox:
         changed: tuple[CredentialRecord, ...] = (decision.record,) if decision.record else ()
         retried = self._credentials.retried(decision)
         recorded = Recorded(self._receipt(event, decision.judgement), credentials=changed, desired=retried)
-        await self._answer(event, decision.judgement, delivery, recorded)
-        self._credentials.enact(decision)
+        await self._answer(
+            event, decision.judgement, delivery, recorded, enact=partial(self._credentials.enact, decision)
+        )
         for record in changed:
             self._announcer.credential(record)
 
@@ -286,7 +293,21 @@ class Inbox:
             )
         await asyncio.sleep(pause_s(now - begun))
 
-    async def _answer(self, event: Event, judgement: Judgement, delivery: Delivery, recorded: Recorded) -> None:
+    async def _answer(
+        self,
+        event: Event,
+        judgement: Judgement,
+        delivery: Delivery,
+        recorded: Recorded,
+        *,
+        enact: Callable[[], None] | None = None,
+    ) -> None:
+        def put_in_force() -> None:
+            if enact is not None:
+                enact()
+            if judgement.is_accepted:
+                self._on_change()
+
         log.info(
             "event received",
             type=event.type,
@@ -295,24 +316,31 @@ class Inbox:
             generation=judgement.generation,
             code=judgement.failure.code if judgement.failure else None,
         )
-        await self._keep_and_send(recorded, delivery)
-        if judgement.is_accepted:
-            self._on_change()
+        await self._keep_and_send(recorded, delivery, put_in_force)
 
-    async def _keep_and_send(self, recorded: Recorded, delivery: Delivery) -> None:
+    async def _keep_and_send(
+        self, recorded: Recorded, delivery: Delivery, put_in_force: Callable[[], None] = lambda: None
+    ) -> None:
         """Journal the first answer to an event and send it. A retained event seen again after a reconnect needs no second one."""
         receipt = recorded.receipt
         earlier = self._earlier(receipt.event, receipt.topic)
-        if earlier is None or receipt.outcome is Outcome.ACCEPTED:
-            await asyncio.shield(self._keep(recorded))
-        elif delivery.is_retained:
-            return
+        if earlier is not None and receipt.outcome is not Outcome.ACCEPTED:
+            if delivery.is_retained:
+                return
+        elif not self._would_hide(receipt):
+            await asyncio.shield(self._keep(recorded, put_in_force))
         self._announcer.receipt(receipt)
 
-    async def _keep(self, recorded: Recorded) -> None:
-        """Journal and remember, both or neither: a connection that is lost in between must not part them."""
+    def _would_hide(self, receipt: Receipt) -> bool:
+        """Whether a refusal would take the place of what was answered to another event of this id, which could then be repeated."""
+        other = self._record.receipts.get(receipt.event)
+        return other is not None and receipt.outcome is Outcome.REFUSED and other.outcome is not Outcome.REFUSED
+
+    async def _keep(self, recorded: Recorded, put_in_force: Callable[[], None]) -> None:
+        """Journal, remember, put in force; all or nothing: a connection that is lost in between must not part them."""
         await self._journal.record(recorded)
         self._record.apply(recorded, kept=KEPT_RECEIPTS)
+        put_in_force()
 
     def _earlier(self, event_id: str, topic: str) -> Receipt | None:
         """Give the answer to the same event. An id is the publisher's: on another topic it names another event."""
@@ -339,6 +367,11 @@ class Inbox:
             hint=failure.hint if failure else "",
             time=self._clock.now(),
         )
+
+
+def _defective(error: Exception, event_id: str) -> EventRefusedError:
+    said = WireError(FailureCode.INTERNAL, f"the event met a defect of kvmd, {type(error).__name__}; not carried out.")
+    return EventRefusedError(said, event_id)
 
 
 def _stamp(event: Event, judgement: Judgement, keyid: str) -> Stamp:
