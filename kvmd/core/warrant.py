@@ -15,10 +15,12 @@ from kvmwire.codes import FailureCode, WireError
 from kvmwire.events import CommandData, CredentialData, DeployData, Ensure, Event, RegisterData
 from kvmwire.signing import is_signed_by
 from kvmwire.source import SourceUrl
-from kvmwire.trust import Role, TrustedKey, TrustList
+from kvmwire.trust import ROOT, Role, TrustedKey, TrustList
 
 _HOW_TO_SIGN = "Sign it with `kvmctl sign`, or publish it with kvmctl; `kvmctl keys list` shows who may sign what."
 _HOW_TO_ALLOW = "Have a key sign it that may do this; `kvmctl keys list` shows which one may."
+_EVERY_POOL = ""
+"""Is no pool's name: only a pattern that fits everything fits it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ def _check_bounds(event: Event, key: TrustedKey) -> None:
     match event.data:
         case DeployData() as data if not key.may_use_pool(data.pool):
             _refuse(f"key {key.name} may not use pool {data.pool}", _HOW_TO_ALLOW)
+        case CommandData(pool=pool) if not key.may_use_pool(pool or _EVERY_POOL):
+            _refuse(f"key {key.name} may not use {f'pool {pool}' if pool else 'every pool'}", _HOW_TO_ALLOW)
         case DeployData(ensure=Ensure.PRESENT, template=RegisterData() as template):
             _check_hosts(_urls(template), key)
         case RegisterData(ensure=Ensure.PRESENT) as template:
@@ -111,8 +115,8 @@ def role_of(event: Event) -> Role:
     match event.data:
         case CommandData():
             return Role.COMMAND
-        case CredentialData(trust=trust):
-            return Role.CREDENTIAL if trust is None else Role.TRUST
+        case CredentialData(credential=name, trust=trust):
+            return Role.CREDENTIAL if trust is None and name != ROOT else Role.TRUST
         case RegisterData(ensure=Ensure.PRESENT):
             return Role.REGISTER
         case DeployData(ensure=Ensure.PRESENT):

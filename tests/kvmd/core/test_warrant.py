@@ -15,7 +15,7 @@ from kvmwire.codec import decode_event
 from kvmwire.codes import FailureCode, WireError
 from kvmwire.events import Event
 from kvmwire.signing import sign_payload
-from kvmwire.topics import Topics
+from kvmwire.topics import CredentialTopic, Topics
 from kvmwire.trust import CONTROLLER_ROLES, Role, TrustedKey, TrustList
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -161,6 +161,18 @@ def test_a_key_uses_only_its_pools() -> None:
     assert believed(event("deploy"), trusting(pools=("f*",)))
     assert "pool fast" in refusal(event("deploy"), trusting(pools=("slow",)))
     assert "pool default" in refusal(event("remove"), trusting(pools=("slow",)))
+    assert "every pool" in refusal(event("command"), trusting(pools=("slow", "?*")))
+    assert "pool fast" in refusal(event("command", data={"pool": "fast"}), trusting(pools=("slow",)))
+    assert believed(event("command", data={"pool": "slow"}), trusting(pools=("slow",)))
+
+
+def test_the_list_of_keys_is_a_matter_of_the_role_trust_alone() -> None:
+    """Even what would be refused in the end: its receipt would stand in the way of a list with the same id."""
+    topic, data = "credential/all/signing-keys", {"ensure": "absent"}
+    envelope = {"specversion": "1.0", "id": "signing-keys-2", "source": "/tests", "type": "io.kvmd.credential.v1"}
+    payload = sign_payload(json.dumps({**envelope, "subject": topic, "generation": 1, "data": data}).encode(), KEY)
+    one = decode_event(Topics(), CredentialTopic("signing-keys"), payload)
+    assert "role trust" in refusal(one)
 
 
 @pytest.mark.parametrize(
