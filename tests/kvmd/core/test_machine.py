@@ -1,0 +1,190 @@
+"""What is done about a machine, and what it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from kvmd.core.desired import Desired, HostRecord, MachineRecord, MachineWish, Replica, Stamp
+from kvmd.core.domain import Domain, Power, Provenance
+from kvmd.core.machine import (
+    GIB,
+    Step,
+    check_same_template,
+    files_of,
+    next_step,
+    observed,
+    planned,
+    ready_replica,
+    spec_of,
+)
+from kvmd.core.overlay import Backing
+from kvmd.errors import MachineError, TemplateUnknownError
+from kvmwire.events import DeployData, Ensure, Machine, RegisterData
+from kvmwire.status import FailureCode, MachineState, ReplicaState, ReplicaStatus
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+UUID = "7a0f3d0c-5b0e-4b6e-9f52-3c8a2a3f1d11"
+
+
+def wish(
+    ensure: Ensure = Ensure.PRESENT, *, template: str = "deb12", generation: int = 1, **fields: Any
+) -> MachineWish:
+    """Wish for the machine vm1."""
+    machine = Machine(name="vm1", **fields)
+    data = DeployData(deployment="vm1", template=template, ensure=ensure, machine=machine)
+    return MachineWish(Stamp(generation, "c" * 64, f"e{generation}"), data, machine)
+
+
+def host(
+    wished: MachineWish, template: str = "deb12", state: ReplicaState = ReplicaState.READY, **fields: Any
+) -> HostRecord:
+    """Give a host that has the wish, and a replica in this state."""
+    registered = RegisterData(template=template, url="http://origin.test/disk")
+    desired = Desired(wished.stamp, DeployData(deployment="vm1", template=registered), 1)
+    values = {"path": f"/pool/{template}", "format": "qcow2", "size": 1000, "virtual_size": 2 * GIB, **fields}
+    status = ReplicaStatus(template=template, generation=1, pool="default", state=state, since=NOW, **values)
+    replica = Replica(status, desired.fingerprint({}))
+    return HostRecord(desired={desired.key: desired}, replicas={replica.key: replica}, wished_machines={"vm1": wished})
+
+
+def made(wished: MachineWish, record: HostRecord, **status: Any) -> MachineRecord:
+    """Give the machine as it is once it was made for the wish, running."""
+    replica = ready_replica(record, wished)
+    assert replica is not None
+    plan = planned(wished, record, replica, uuid=UUID, now=NOW)
+    fields = {"state": MachineState.RUNNING, **status}
+    return replace(plan, status=plan.status.model_copy(update=fields), is_made=True, made_for=wished.fingerprint)
+
+
+def test_the_next_step_follows_from_the_wish_and_what_is_there() -> None:
+    present, newer, gone = wish(), wish(generation=2), wish(Ensure.ABSENT, generation=3)
+    there = made(present, host(present))
+
+    assert next_step(present, None) is Step.MAKE
+    assert next_step(present, replace(there, is_made=False, made_for="")) is Step.MAKE
+    assert next_step(present, replace(there, is_made=False)) is Step.REST, "it was given up"
+    assert next_step(present, there) is Step.WATCH
+    assert next_step(newer, there) is Step.CHANGE
+    assert next_step(newer, replace(there, is_made=False)) is Step.MAKE
+    assert next_step(gone, there) is Step.REMOVE
+    assert next_step(gone, None) is Step.REST
+
+
+@pytest.mark.parametrize("state", [one for one in ReplicaState if one is not ReplicaState.READY])
+def test_a_machine_waits_for_its_replica(state: ReplicaState) -> None:
+    assert ready_replica(host(wish(), state=state), wish()) is None
+
+
+def test_a_replica_that_is_about_to_change_or_go_is_not_stood_on() -> None:
+    record = host(wish())
+    (key,) = record.desired
+    desired = record.desired[key]
+
+    record.desired[key] = replace(desired, stamp=Stamp(2, "d" * 64, "e2"))
+    assert ready_replica(record, wish()) is None
+    absent = desired.data.model_copy(update={"ensure": Ensure.ABSENT})
+    record.desired[key] = replace(desired, data=absent)
+    assert ready_replica(record, wish()) is None
+
+
+def test_the_disk_stands_on_the_replica_in_its_own_format_and_size() -> None:
+    plain = made(wish(), host(wish(), format="raw"))
+    larger = made(wish(disk_gib=10), host(wish()))
+
+    assert plain.root is not None
+    assert plain.root.backing == Backing("/pool/deb12", "raw")
+    assert plain.root.size == 2 * GIB
+    assert larger.root is not None
+    assert larger.root.size == 10 * GIB
+    assert plain.uses == ("/pool/deb12",)
+
+
+def test_an_iso_is_a_cdrom_and_its_disk_is_empty() -> None:
+    bare = made(wish(), host(wish(), format="iso"))
+    with_disk = made(wish(disk_gib=3), host(wish(), format="iso"))
+
+    assert bare.root is None
+    assert bare.uses == ("/pool/deb12",)
+    assert spec_of(wish(), bare, network="none").cdroms == ("/pool/deb12",)
+    assert with_disk.root is not None
+    assert (with_disk.root.size, with_disk.root.backing) == (3 * GIB, None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fields", "told"),
+    [
+        ({"disk_gib": 1}, {}, "disk_gib 1 is less"),
+        ({}, {"format": "luks"}, "luks"),
+        ({}, {"path": "/dev/vg/deb12"}, "block device"),
+    ],
+)
+def test_what_cannot_be_made_is_told(wanted: dict[str, Any], fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(MachineError, match=told):
+        made(wish(**wanted), host(wish(), **fields))
+
+
+def test_a_cdrom_must_be_an_iso_that_is_ready() -> None:
+    wanted = wish(cdrom=["drivers"])
+    record = host(wanted)
+    with pytest.raises(TemplateUnknownError, match="drivers"):
+        made(wanted, record)
+
+    record.replicas |= host(wanted, "drivers", format="iso").replicas
+    assert made(wanted, record).uses == ("/pool/deb12", "/pool/drivers")
+
+
+def test_files_lie_beside_the_replica_under_names_that_no_volume_has() -> None:
+    files = files_of(wish(), made(wish(), host(wish())))
+
+    assert (files.root, files.seed, files.console) == (
+        "/pool/vm1+root.qcow2",
+        "/pool/vm1+seed.iso",
+        "/pool/vm1+console.log",
+    )
+    assert UUID in files.documents["meta-data"]
+
+
+def test_the_hosts_network_is_for_machines_that_name_none() -> None:
+    there = made(wish(), host(wish()))
+
+    assert spec_of(wish(), there, network="lab").network == "lab"
+    assert spec_of(wish(network="user"), there, network="lab").network == "user"
+
+
+@pytest.mark.parametrize(
+    ("before", "power", "after"),
+    [
+        (MachineState.RUNNING, Power.ON, None),
+        (MachineState.RUNNING, Power.OFF, MachineState.STOPPED),
+        (MachineState.RUNNING, Power.CRASHED, MachineState.FAILED),
+        (MachineState.RUNNING, None, MachineState.FAILED),
+        (MachineState.STOPPED, Power.OFF, None),
+        (MachineState.STOPPED, Power.ON, MachineState.RUNNING),
+        (MachineState.DEFINED, Power.OFF, None),
+        (MachineState.STOPPED, None, MachineState.FAILED),
+    ],
+)
+def test_what_a_domain_does_by_itself_is_noticed(
+    before: MachineState, power: Power | None, after: MachineState | None
+) -> None:
+    there = made(wish(), host(wish()), state=before)
+    domain = Domain(UUID, power, Provenance("vm1", "default", "deb12")) if power else None
+
+    seen = observed(there, domain, now=NOW)
+
+    assert (seen.status.state if seen else None) == after
+    if seen is not None:
+        assert (seen.status.code is FailureCode.MACHINE) == (after is MachineState.FAILED)
+        assert observed(seen, domain, now=NOW) is None, "it is told once"
+
+
+def test_a_machine_of_another_template_keeps_its_disk() -> None:
+    there = made(wish(), host(wish()))
+
+    check_same_template(wish(generation=2), there)
+    with pytest.raises(MachineError, match="deb12"):
+        check_same_template(wish(template="deb13"), there)
