@@ -160,8 +160,11 @@ class Volume(Protocol):
         """Open what was sealed, for reading alone and by others than kvmd's user, too; the caller closes the descriptor."""
         ...
 
-    async def commit(self) -> Placement:
-        """Give the volume its final name, atomically and durably. Raises ExistsError where the name is taken."""
+    async def commit(self, *, replaces: Placement | None = None) -> Placement:
+        """Give the volume its final name, atomically and durably; that very file, if it has the name, is replaced and deleted.
+
+        Raises ExistsError where another has the name: it is left as it is.
+        """
         ...
 
     async def close(self, *, discard: bool) -> None:
@@ -255,6 +258,10 @@ class Keeper(Protocol):
 
         None where nothing has the name. Raises ExistsError where something else than a regular file has it.
         """
+        ...
+
+    async def dependents(self, path: str) -> Sequence[str]:
+        """Give the paths of this pool's volumes that read from the volume at ``path``, of this pool or another."""
         ...
 
 

@@ -80,11 +80,15 @@ class Admitting:
 
 @dataclass(frozen=True, slots=True)
 class Probing:
-    """Asks the sources what they have; ``restarts`` times the download was begun anew from nothing."""
+    """Asks the sources what they have; ``restarts`` times the download was begun anew from nothing.
+
+    ``replaces``, here and further on, is kvmd's own volume with other content whose name the new one takes; None: nothing has it.
+    """
 
     failures: int = 0
     restarts: int = 0
     is_alone: bool = False
+    replaces: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,7 @@ class Downloading:
     is_alone: bool
     size: int | None
     found: Found = Found()
+    replaces: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,7 @@ class Verifying:
     restarts: int
     is_alone: bool
     found: Found = Found()
+    replaces: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,7 @@ class Committing:
     stored: Stored
     image: ImageHead
     found: Found = Found()
+    replaces: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +207,14 @@ class LookedUp:
     """``stored`` is the file under the final name, None where there is none; ``is_ours`` tells that kvmd put it there.
 
     ``recorded`` is the digest it had when it became ready for this very wish, None where it never did. ``is_unpacked``: kvmd
-    made it of a compressed file.
+    made it of a compressed file. ``kept_for`` names another replica that needs the file as it is.
     """
 
     stored: Stored | None
     is_ours: bool = False
     recorded: Digest | None = None
     is_unpacked: bool = False
+    kept_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,8 +308,17 @@ class Inspect:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckUnused:
+    """See that nothing needs a volume that is to be replaced."""
+
+    volume: Placement
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
-    """Rename to the final name, durably."""
+    """Give it the final name, durably; where ``replaces`` has that, by exchange."""
+
+    replaces: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +331,7 @@ class Remove:
     """Delete the finished volume, if kvmd put it there."""
 
 
-Effect = LookUp | Probe | Fetch | Seal | Inspect | Commit | Discard | Remove
+Effect = LookUp | Probe | Fetch | Seal | Inspect | CheckUnused | Commit | Discard | Remove
 Step = tuple[State, tuple[Effect, ...]]
 
 
@@ -350,13 +367,15 @@ def step(state: State, happened: Input, terms: Terms) -> Step:
             return Removing(_failures_before(resting)), (Discard(), Remove())
         case Admitting() as admitting, LookedUp() as found:
             return _looked_up(admitting, found, terms)
-        case Probing(failures, restarts, is_alone), Probed(size, found):
-            return Downloading(failures, restarts, is_alone, size, found), (Fetch(is_alone),)
-        case Downloading(failures, restarts, is_alone, _, found), Fetched():
-            return Verifying(failures, restarts, is_alone, found), (Seal(),)
+        case Probing(failures, restarts, is_alone, replaces), Probed(size, found):
+            return Downloading(failures, restarts, is_alone, size, found, replaces), (Fetch(is_alone),)
+        case Downloading(failures, restarts, is_alone, _, found, replaces), Fetched():
+            return Verifying(failures, restarts, is_alone, found, replaces), (Seal(),)
         case Verifying() as verifying, Sealed(stored):
             return _sealed(verifying, stored, terms)
-        case Committing(_, stored, image, found), Committed(placement) if placement.digest == stored.placement.digest:
+        case Committing(_, stored, image, found, _), Committed(placement) if (
+            placement.digest == stored.placement.digest
+        ):
             return Ready(placement, image, is_adopted=False, found=found), ()
         case Removing(), Removed(note):
             return Absent(note), ()
@@ -381,6 +400,9 @@ def _looked_up(state: Admitting, found: LookedUp, terms: Terms) -> Step:
     placement, promised = found.stored.placement, terms.expected or found.recorded
     if found.is_unpacked and found.recorded is not None and not terms.is_of_content:
         promised = found.recorded  # what the event promises is the digest of the file as it is served
+    is_replaceable = found.is_ours and not found.kept_for and found.recorded is None
+    if placement.digest != promised and is_replaceable:
+        return Probing(state.failures, replaces=placement), (CheckUnused(placement), Probe())
     if promised is None:
         return _fail(
             ExistsError(
@@ -405,8 +427,9 @@ def _other_content(found: LookedUp, promised: Digest, actual: Digest, terms: Ter
             "It was left as it is.",
             hint="Delete the file by hand and send a recheck, and it is downloaded again; look at the disk's health.",
         )
+    needed = f", {found.kept_for} needs it" if found.kept_for else ""
     return ExistsError(
-        f"volume {terms.volume}: a file of that name with other content is there; expected {promised}, got {actual}; "
+        f"volume {terms.volume}: a file of that name with other content is there{needed}; expected {promised}, got {actual}; "
         "it was left as it is.",
         hint=_EXISTS_HINT,
     )
@@ -420,7 +443,8 @@ def _sealed(state: Verifying, stored: Stored | Unusable, terms: Terms) -> Step:
     if error is not None:
         sources = max(terms.sources, state.found.sources)
         if not is_proven and sources > 1 and state.restarts < min(sources, MAX_ALONE):
-            return Probing(state.failures, state.restarts + 1, is_alone=True), (Discard(), Probe())
+            again = Probing(state.failures, state.restarts + 1, is_alone=True, replaces=state.replaces)
+            return again, (Discard(), Probe())
         return Failed(error.failure), (Discard(),)
     if isinstance(stored, Unusable):
         raise IllegalTransitionError("an unusable file without trouble")
@@ -428,7 +452,10 @@ def _sealed(state: Verifying, stored: Stored | Unusable, terms: Terms) -> Step:
         image = _inspect(stored, terms)
     except ContentError as exc:
         return Failed(exc.failure), (Discard(),)
-    return Committing(state.failures, stored, image, state.found), (Inspect(image), Commit())
+    committing = Committing(state.failures, stored, image, state.found, state.replaces)
+    if state.replaces is None:
+        return committing, (Inspect(image), Commit())
+    return committing, (Inspect(image), CheckUnused(state.replaces), Commit(state.replaces))
 
 
 def _mismatch(found: Found, stored: Stored | Unusable, terms: Terms) -> KvmdError | None:
@@ -477,7 +504,7 @@ def _inspect(stored: Stored, terms: Terms) -> ImageHead:
 def _broken(state: Running, happened: Broken, terms: Terms) -> Step:
     failure = happened.failure
     if isinstance(state, Downloading) and failure.code is FailureCode.ENTITY_CHANGED and state.restarts < MAX_RESTARTS:
-        return Probing(state.failures, state.restarts + 1, state.is_alone), (Discard(), Probe())
+        return Probing(state.failures, state.restarts + 1, state.is_alone, state.replaces), (Discard(), Probe())
     is_refused = isinstance(state, Committing) and not is_retryable(failure.code)
     cleanup: tuple[Effect, ...] = (Discard(),) if is_refused or failure.code in _DISCARDS else ()
     if not is_retryable(failure.code):

@@ -90,6 +90,7 @@ def assignment(
             is_same_content=before.content == job.content,
             must_rehash=before.must_rehash,
             is_unpacked=before.is_unpacked,
+            replaced=before.replaced,
             kept_for=_also_needed_by(record, key, before.placement),
         )
     return Assignment(wish, fingerprint, job, _opening(wish), before, wish.is_signed(record.templates))
@@ -215,11 +216,16 @@ def _with_state(replica: Replica, state: State, task: Assignment, *, now: dateti
     match state:
         case Downloading(size=size):
             return _announcing(replica, size=size)
-        case Committing(_, stored, _):
+        case Committing(stored=stored, replaces=replaces):
             # Written down before the rename: after a crash in between, the file under the final name is recognised as ours.
             is_unpacked = stored.served is not None
             return replace(
-                replica, placement=stored.placement, is_ours=True, content=job.content, is_unpacked=is_unpacked
+                replica,
+                placement=stored.placement,
+                is_ours=True,
+                content=job.content,
+                is_unpacked=is_unpacked,
+                replaced=replaces,
             )
         case Ready(placement, image, is_adopted, found):
             is_read = _is_read(task, placement)
@@ -241,6 +247,7 @@ def _with_state(replica: Replica, state: State, task: Assignment, *, now: dateti
                 is_ours=not is_adopted,
                 content=job.content,
                 failures=0,
+                replaced=None,
                 scrubbed=task.wish.scrubs if is_read else min(task.wish.scrubs, replica.scrubbed),
             )
         case Waiting(failures, failure, until):
@@ -249,7 +256,7 @@ def _with_state(replica: Replica, state: State, task: Assignment, *, now: dateti
             return replace(_failing(replica, failure), failures=0)
         case Absent(note):
             gone = _announcing(replica, message=note, checksum=None, trust=Trust.NONE, verified=None)
-            return replace(gone, placement=None, is_ours=False, content="", failures=0)
+            return replace(gone, placement=None, is_ours=False, content="", failures=0, replaced=None)
         case _:
             return replica
 
@@ -278,6 +285,7 @@ def _carry(before: Replica | None, replica: Replica) -> Replica:
     return replace(
         _announcing(replica, verified=before.status.verified),
         scrubbed=before.scrubbed,
+        replaced=before.replaced,
         placement=before.placement,
         is_ours=before.is_ours,
         content=before.content,

@@ -27,7 +27,7 @@ from kvmd.errors import (
     TemplateUnknownError,
 )
 from kvmd.log import get_logger
-from kvmd.ports import Clock, Journal, Sources, Store
+from kvmd.ports import Clock, Journal, PoolStore, Sources
 from kvmwire.codes import FailureCode
 from kvmwire.source import SourceUrl
 from kvmwire.status import Progress, ReplicaState
@@ -58,7 +58,7 @@ class Reconciler:
         rules: Rules,
         *,
         sources: Sources,
-        stores: Mapping[str, Store],
+        stores: Mapping[str, PoolStore],
         journal: Journal,
         announcer: Announcer,
         clock: Clock,
@@ -209,6 +209,14 @@ class Reconciler:
                 hint="Remove them first (kvmctl machine remove NAME); then it goes by itself.",
             )
 
+    async def _users(self, path: str) -> list[str]:
+        """Name what reads from the volume at a path: machines, and volumes of any pool that is there."""
+        users = [f"machine {name}" for name in self._record.machines_on(path)]
+        for store in self._stores.values():
+            with suppress(PoolMissingError):
+                users += [f"the disk {one}" for one in await store.dependents(path)]
+        return users
+
     async def _put_off(self, key: ReplicaKey, error: KvmdError) -> None:
         wish, before, now = self._record.desired[key], self._record.replicas.get(key), self._clock.now()
         pause: timedelta | None = None
@@ -222,12 +230,19 @@ class Reconciler:
         fingerprint = wish.fingerprint(self._record.templates)
         await self._keep(put_off(wish, fingerprint, before, failure=error.failure, now=now, until=until))
 
-    async def _work(self, task: Assignment, store: Store) -> None:
+    async def _work(self, task: Assignment, store: PoolStore) -> None:
         """Run one session to its end; it raises nothing but what the journal does."""
         key = task.key
         rules = self._rules
         edges = Edges(
-            self._sources, store, self._clock, rules.limits, self._shaper, rules.inspector, keyring=rules.keyring
+            self._sources,
+            store,
+            self._clock,
+            rules.limits,
+            self._shaper,
+            rules.inspector,
+            keyring=rules.keyring,
+            users=self._users,
         )
 
         async def on_state(state: State) -> None:

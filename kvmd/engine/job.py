@@ -45,7 +45,7 @@ class Job:
     ``placed`` is the file that was ready before, if any: ``is_ours`` tells that kvmd put it there, ``is_same_content`` that it was for
     the same content, ``must_rehash`` that it is to be read again although nobody seems to have touched it, ``is_unpacked`` that it was
     made of a compressed file. ``kept_for`` names another replica that needs the file. ``sibling`` is another volume of the pool that
-    has the wanted content.
+    has the wanted content. ``replaced`` is kvmd's own volume of before, where it may still have the name.
     """
 
     session: str
@@ -62,6 +62,7 @@ class Job:
     must_rehash: bool = False
     is_unpacked: bool = False
     kept_for: str = ""
+    replaced: Placement | None = None
     sibling: Placement | None = None
 
     @property

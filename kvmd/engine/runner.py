@@ -20,6 +20,7 @@ from kvmd.core.placement import Placement
 from kvmd.core.session import (
     Broken,
     Cancelled,
+    CheckUnused,
     Commit,
     Committed,
     Discard,
@@ -54,6 +55,7 @@ from kvmd.errors import (
     ContentError,
     DeadlineError,
     InternalError,
+    InUseError,
     KvmdError,
     ProtocolError,
     SourceError,
@@ -67,9 +69,13 @@ from kvmwire.status import Progress
 log = get_logger(__name__)
 
 
+async def _nobody(_: str) -> Sequence[str]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """What a session works with."""
+    """What a session works with. ``users`` names whatever needs the volume at a path to stay as it is."""
 
     sources: Sources
     store: Store
@@ -78,6 +84,7 @@ class Edges:
     shaper: Shaper
     inspector: Inspector
     keyring: Keyring | None = None
+    users: Callable[[str], Awaitable[Sequence[str]]] = _nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +174,11 @@ class Session:
             case Inspect(image):
                 await self._inspect(image)
                 return None
-            case Commit():
-                return Committed(await self._commit())
+            case CheckUnused(volume):
+                await self._check_unused(volume)
+                return None
+            case Commit(replaces):
+                return Committed(await self._commit(replaces))
             case Discard():
                 await self._discard()
                 return None
@@ -181,11 +191,12 @@ class Session:
         stored = await self._edges.store.find(job.terms.volume, known=known, algorithm=job.algorithm)
         if stored is None or placed is None:
             return LookedUp(stored)
+        if job.replaced is not None and stored.placement.is_same_file(job.replaced):
+            return LookedUp(stored, is_ours=True, kept_for=job.kept_for)  # what was to replace it never got its name
         is_ours = job.is_ours and stored.placement.is_same_file(placed)
         is_comparable = job.is_same_content and placed.digest.algorithm is job.algorithm
-        return LookedUp(
-            stored, is_ours=is_ours, recorded=placed.digest if is_comparable else None, is_unpacked=job.is_unpacked
-        )
+        recorded = placed.digest if is_comparable else None
+        return LookedUp(stored, is_ours=is_ours, recorded=recorded, is_unpacked=job.is_unpacked, kept_for=job.kept_for)
 
     async def _probe(self) -> Probed:
         job, edges = self._job, self._edges
@@ -331,8 +342,17 @@ class Session:
         finally:
             os.close(fd)
 
-    async def _commit(self) -> Placement:
-        placement = await self._open_volume.commit()
+    async def _check_unused(self, volume: Placement) -> None:
+        """Raise InUseError with the names of what needs the volume."""
+        users = await self._edges.users(volume.path)
+        if users:
+            raise InUseError(
+                f"{volume.path} is needed by {', '.join(users)}; it was left as it is.",
+                hint="Remove them first, then it goes on by itself; or deploy under another `name`.",
+            )
+
+    async def _commit(self, replaces: Placement | None) -> Placement:
+        placement = await self._open_volume.commit(replaces=replaces)
         await self._let_go()
         with suppress(KvmdError):  # leftovers of other contents that wanted the name; it is taken now
             await self._edges.store.discard(self._job.terms.volume)
@@ -353,8 +373,10 @@ class Session:
             return Removed(note=f"{job.placed.path} was left in place: {job.kept_for} needs it.")
         if not job.is_ours:
             return Removed(note=f"{job.placed.path} was left in place: it was there before kvmd.")
-        if await self._edges.store.remove(job.placed):
-            return Removed()
+        await self._check_unused(job.placed)
+        for one in (job.placed, job.replaced):
+            if one is not None and await self._edges.store.remove(one):
+                return Removed()
         return Removed(
             note=f"{job.placed.path} was already gone, or is not the file kvmd put there; nothing was touched."
         )

@@ -20,7 +20,7 @@ from kvmd.errors import (
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_RENAME_NOREPLACE = 1
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
 _TMPFS = 0x01021994
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -32,6 +32,12 @@ def rename_noreplace(old: str, new: str, *, old_dir: int, new_dir: int) -> None:
         return
     os.link(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir, follow_symlinks=False)
     os.unlink(old, dir_fd=old_dir)
+
+
+def rename_exchange(one: str, other: str, *, one_dir: int, other_dir: int) -> bool:
+    """Exchange the names of two files atomically (renameat2(2)); False where a filesystem cannot, and nothing is changed."""
+    flag = ctypes.c_uint(_RENAME_EXCHANGE)
+    return _call("renameat2", one_dir, one.encode(), other_dir, other.encode(), flag)
 
 
 def allocate(fd: int, size: int, *, offset: int = 0) -> bool:

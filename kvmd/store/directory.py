@@ -7,13 +7,14 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from kvmd.core.backing import backs
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.placement import Placement, Stored
 from kvmd.errors import ExistsError, KvmdError, NoSpaceError, PoolReadonlyError, StoreIoError
@@ -21,7 +22,7 @@ from kvmd.ports import VolumeRequest
 from kvmd.store.calls import allocate, is_in_memory, translated
 from kvmd.store.hashing import digest_file
 from kvmd.store.inline import Inline
-from kvmd.store.looking import image_of
+from kvmd.store.looking import image_of, references_of
 from kvmd.store.partial import PARTIAL, PartialFiles, PartialVolume, placement_of
 from kvmd.store.unpacked import UnpackedVolume
 from kvmd.store.zeros import Allocation
@@ -95,6 +96,11 @@ class DirectoryStore:
                 return await self._on_thread(self._reread, placement, rate, stopped)
         finally:
             stopped.set()
+
+    async def dependents(self, path: str) -> Sequence[str]:
+        """See the port ``Keeper``. Only files right in the folder are looked at, and no file that they name."""
+        with translated(f"looking into pool {self._name} at {self._path}"):
+            return await self._on_thread(self._dependents, path)
 
     async def remove(self, placement: Placement) -> bool:
         """See the port."""
@@ -276,6 +282,15 @@ class DirectoryStore:
                 f"volume {self._path / name}: something that is no regular file has the name; it was left as it is."
             )
         return os.open(name, _OPEN_VOLUME, dir_fd=pool)
+
+    def _dependents(self, path: str) -> list[str]:
+        found: list[str] = []
+        with self._folder() as pool:
+            for name in sorted(os.listdir(pool)):
+                with suppress(OSError):
+                    if any(backs(one, folder=str(self._path), path=path) for one in references_of(name, folder=pool)):
+                        found.append(str(self._path / name))
+        return found
 
     def _remove(self, placement: Placement) -> bool:
         name = Path(placement.path).name

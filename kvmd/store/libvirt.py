@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,10 @@ class LibvirtStore:
     async def reread(self, placement: Placement, *, rate: int) -> Placement | None:
         """See the port ``Keeper``."""
         return await self._folder_of(await self._facts()).reread(placement, rate=rate)
+
+    async def dependents(self, path: str) -> Sequence[str]:
+        """See the port ``Keeper``."""
+        return await self._folder_of(await self._facts()).dependents(path)
 
     async def remove(self, placement: Placement) -> bool:
         """See the port."""
@@ -218,12 +222,12 @@ class ListedVolume:
         """See the port."""
         return await self._inner.open_sealed()
 
-    async def commit(self) -> Placement:
+    async def commit(self, *, replaces: Placement | None = None) -> Placement:
         """See the port. Where libvirt fails after the rename the volume stays: it is found, and listed, by the next attempt."""
         if self._sealed is None:
-            return await self._inner.commit()  # which refuses
+            return await self._inner.commit(replaces=replaces)  # which refuses
         await self._ready()
-        placement = await self._inner.commit()
+        placement = await self._inner.commit(replaces=replaces)
         await self._list(self._sealed)
         return placement
 

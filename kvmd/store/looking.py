@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from kvmd.core.image import ImageHead, inspect_file
+
+_REFERRING = (b"QFI\xfb", b"QED\0")
+"""First bytes of the formats that machines' disks have which read from another file."""
 
 
 def image_of(fd: int, size: int) -> ImageHead:
     """Tell what the open file of ``size`` bytes is. Blocking; reads a few MiB at most. Raises OSError."""
     return inspect_file(lambda offset, length: os.pread(fd, length, offset), size=size)
+
+
+def references_of(name: str, *, folder: int) -> tuple[str, ...]:
+    """Name what a copy-on-write image reads from, as it says; nothing for any other file. Blocking. Raises OSError."""
+    if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        return ()
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        if os.pread(fd, 4, 0) not in _REFERRING:
+            return ()
+        return image_of(fd, os.fstat(fd).st_size).facts.references
+    finally:
+        os.close(fd)

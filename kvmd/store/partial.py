@@ -21,7 +21,7 @@ from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, KvmdError, StoreIoError
 from kvmd.log import get_logger
 from kvmd.ports import VolumeRequest
-from kvmd.store.calls import punch_hole, rename_noreplace, translated
+from kvmd.store.calls import punch_hole, rename_exchange, rename_noreplace, translated
 from kvmd.store.hashing import FrontierHash, Stopped, digest_part
 from kvmd.store.inline import Inline
 from kvmd.store.looking import image_of
@@ -37,14 +37,15 @@ _VOLUME_MODE = 0o644
 T = TypeVar("T")
 
 
-PARTIAL = re.compile(r"(?P<name>.+)\.(?P<key>[0-9a-f]{16})\.(?P<kind>part|packed|json|json\.new)")
+PARTIAL = re.compile(r"(?P<name>.+)\.(?P<key>[0-9a-f]{16})\.(?P<kind>part|packed|next|json|json\.new)")
 """Names of the files of partial volumes."""
 
 
 class PartialFiles:
     """The files of a partial volume, by name inside open folders; ``path`` is the final one. Blocking: call it from a thread.
 
-    ``part`` becomes the volume. Where that is unpacked on the way, what was downloaded lies in ``packed``.
+    ``part`` becomes the volume. Where that is unpacked on the way, what was downloaded lies in ``packed``. ``next`` is what trades
+    places with an older volume, before and after: nobody writes to a file of this name.
     """
 
     def __init__(self, *, pool: int, staging: int, path: Path, key: str) -> None:
@@ -55,6 +56,7 @@ class PartialFiles:
         self.name = name
         self.part = f"{name}.{key}.part"
         self.packed = f"{name}.{key}.packed"
+        self.next = f"{name}.{key}.next"
         self.journal = f"{name}.{key}.json"
 
     def open(self) -> int:
@@ -127,21 +129,58 @@ class PartialFiles:
         except FileNotFoundError:
             self.forget()
             self._unlink(self.packed)
+            self._unlink(self.next)
 
     def delete(self) -> None:
         """Delete everything; the journal first, because it must never speak of data that is gone."""
         self.forget()
         self._unlink(self.packed)
+        self._unlink(self.next)
         self._unlink(self.part)
 
-    def publish(self, fd: int) -> None:
-        """Give the data its final name. Raises FileExistsError where the name is taken."""
+    def publish(self, fd: int, *, replaces: Placement | None) -> None:
+        """Give the data its final name. Raises FileExistsError where another file than ``replaces`` has it."""
         os.fchmod(fd, _VOLUME_MODE)
         os.fsync(fd)
-        rename_noreplace(self.part, self.name, old_dir=self.staging, new_dir=self.pool)
+        try:
+            rename_noreplace(self.part, self.name, old_dir=self.staging, new_dir=self.pool)
+        except FileExistsError:
+            if replaces is None:
+                raise
+            self._exchange(replaces)
         os.fsync(self.pool)
         self.forget()
         self._unlink(self.packed)
+        self._unlink(self.next)
+
+    def _exchange(self, old: Placement) -> None:
+        """Let the data trade places with the old volume, which lies under ``next`` then. Raises FileExistsError.
+
+        Under ``part`` it must never lie: whoever goes on with a partial volume writes to that.
+        """
+        if not self._is_at(self.name, self.pool, old):
+            raise FileExistsError(errno.EEXIST, "another file than the one to replace has the name")
+        os.rename(self.part, self.next, src_dir_fd=self.staging, dst_dir_fd=self.staging)
+        try:
+            self._trade(old)
+        except OSError:
+            os.rename(self.next, self.part, src_dir_fd=self.staging, dst_dir_fd=self.staging)
+            raise
+        os.fsync(self.staging)
+
+    def _trade(self, old: Placement) -> None:
+        if not rename_exchange(self.next, self.name, one_dir=self.staging, other_dir=self.pool):
+            raise FileExistsError(errno.EEXIST, "the pool's filesystem cannot exchange the names of two files")
+        if not self._is_at(self.next, self.staging, old):  # somebody was faster: give back what was taken
+            rename_exchange(self.next, self.name, one_dir=self.staging, other_dir=self.pool)
+            raise FileExistsError(errno.EEXIST, "another file than the one to replace has the name")
+
+    def _is_at(self, name: str, folder: int, placement: Placement) -> bool:
+        try:
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return placement_of(found, placement.path, placement.digest).is_same_file(placement)
 
     def close(self) -> None:
         """Close the folders."""
@@ -250,9 +289,9 @@ class PartialVolume:
         """See the port."""
         return await self._perform(f"reading {self._path}", self._open_sealed)
 
-    async def commit(self) -> Placement:
+    async def commit(self, *, replaces: Placement | None = None) -> Placement:
         """See the port."""
-        return await self._perform(f"committing {self._path}", self._commit)
+        return await self._perform(f"committing {self._path}", self._commit, replaces)
 
     async def close(self, *, discard: bool) -> None:
         """See the port."""
@@ -358,16 +397,18 @@ class PartialVolume:
         os.fchmod(self._result, _VOLUME_MODE)
         return os.open(f"/proc/self/fd/{self._result}", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _commit(self) -> Placement:
+    def _commit(self, replaces: Placement | None) -> Placement:
         if self._sealed is None:
             raise StoreIoError(f"{self._path} was not verified; refused.")
         try:
             with self._journaling:
-                self._files.publish(self._result)
+                self._files.publish(self._result, replaces=replaces)
                 self._is_published = True
         except FileExistsError as exc:
             raise ExistsError(
-                f"volume {self._path}: a file of that name appeared while the image was downloaded; it was left as it is."
+                f"volume {self._path}: a file of that name is there that cannot be replaced ({exc.strerror}); it was left as it is."
+                if replaces is not None
+                else f"volume {self._path}: a file of that name appeared while the image was downloaded; it was left as it is."
             ) from exc
         return self._sealed
 

@@ -78,7 +78,7 @@ class UnpackedVolume(PartialVolume):
     def _close(self, discard: bool) -> None:  # noqa: FBT001 - run_in_executor passes no keywords
         self._unpacking.join()
         try:
-            if not self._is_published:
+            if self._files.is_still_named(self._plain):
                 os.ftruncate(self._plain, 0)  # it is made anew, and its space may be what was missing
         finally:
             try:

@@ -189,7 +189,7 @@ def test_without_a_checksum_the_recorded_one_finds_the_file_again() -> None:
     ("found", "expected", "code"),
     [
         (LookedUp(WRONG), digest("a"), FailureCode.EXISTS),
-        (LookedUp(WRONG, is_ours=True), digest("a"), FailureCode.EXISTS),
+        (LookedUp(WRONG, is_ours=True, kept_for="template deb13"), digest("a"), FailureCode.EXISTS),
         (LookedUp(WRONG, recorded=digest("b")), digest("a"), FailureCode.EXISTS),
         (LookedUp(GOOD), None, FailureCode.EXISTS),
         (LookedUp(WRONG, is_ours=True, recorded=digest("a")), digest("a"), FailureCode.CHECKSUM_MISMATCH),

@@ -1,0 +1,38 @@
+"""Whether what an image names as its backing file is a certain volume, by the names alone."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterator
+from typing import cast
+
+_FILE = "file:"
+_JSON = "json:"
+
+
+def backs(reference: str, *, folder: str, path: str) -> bool:
+    """Whether an image in ``folder`` that names ``reference`` reads from the volume at ``path``.
+
+    References are QEMU's: a path, absolute or from the image's folder, with ``file:`` before it or not, or a ``json:`` description.
+    """
+    return any(posixpath.normpath(posixpath.join(folder, one)) == posixpath.normpath(path) for one in _paths(reference))
+
+
+def _paths(reference: str) -> Iterator[str]:
+    if reference.startswith(_JSON):
+        try:
+            yield from _filenames(json.loads(reference.removeprefix(_JSON)))
+        except (ValueError, RecursionError):
+            return
+    else:
+        yield reference.removeprefix(_FILE)
+
+
+def _filenames(description: object) -> Iterator[str]:
+    """Give every file that a description of a block device names, however deep."""
+    if isinstance(description, str):
+        yield description.removeprefix(_FILE)
+    elif isinstance(description, dict):
+        for value in cast("dict[str, object]", description).values():
+            yield from _filenames(value)
