@@ -44,6 +44,8 @@ def explain(fleet: Fleet, template: str, host: str, receipts: Mapping[str, Recei
 
 def _host(fleet: Fleet, host: str) -> str:
     status = fleet.hosts.get(host)
+    if host in fleet.revoked:
+        return f"{host} was revoked and is no part of the fleet any more; what it says is not believed."
     if status is None:
         return f"{host} has never announced itself here."
     pools = ", ".join(f"{pool.name} ({pool.state.value})" for pool in status.pools) or "none"
@@ -132,6 +134,8 @@ def _replica(status: ReplicaStatus, host: str) -> str:
 
 def _next(fleet: Fleet, template: str, host: str, selecting: list[Deployment]) -> str:
     """Say what a person can do."""
+    if host in fleet.revoked:
+        return f"Let it in again with new keys, if it is yours again: kvmctl enroll {host} --reset"
     if host not in fleet.hosts:
         return f"Start kvmd on {host}, with the same mqtt.prefix ({fleet.topics.prefix}) and broker as here."
     if not selecting:

@@ -13,6 +13,7 @@ from controller.broker import Link, Message, open_link
 from controller.config import Settings
 from controller.delivery import Deliveries
 from controller.fleet import Change, Fleet, StatusChange
+from controller.keys.keyring import FleetKeys
 from controller.supervise import beside
 from kvmwire.status import HostState, HostStatus, Receipt
 from kvmwire.topics import HostTopic
@@ -107,6 +108,7 @@ async def open_session(settings: Settings, filters: tuple[str, ...]) -> AsyncGen
     """Give a session whose view holds all that is retained. Raises UnreachableError without a broker."""
     async with open_archive(settings.state_dir) as archive:
         session = Session(settings, archive)
+        session.fleet.leave_out(await asyncio.to_thread(FleetKeys.revoked_hosts, settings.fleet))
         async with open_link(
             settings.mqtt, filters=filters, take=session.take, connecting=session.fleet.forget_events
         ) as link:

@@ -52,7 +52,7 @@ def standings(
 ) -> list[HostCredential]:
     """Give a credential on every host that is to have it, that has it, or that has said something of it."""
     wanted = dict(_wanted(name, record, tuple(recipients), known, fleet))
-    hosts = sorted(wanted.keys() | known.statuses.keys())
+    hosts = sorted((wanted.keys() | known.statuses.keys()) - fleet.revoked)
     found = [_one(name, host, wanted.get(host), known.statuses.get(host), fleet) for host in hosts]
     return [one for one in found if one is not None]
 

@@ -112,14 +112,14 @@ class FleetKeys:
                 keys.finish()
                 yield keys
         except OSError as exc:
-            raise UsageError(
-                f"fleet {folder}: {exc.filename or folder} cannot be written: {exc.strerror or exc}.",
-                hint="Run this as the owner of the folder, with free space on its disk.",
-            ) from exc
+            raise _unwritable(folder, exc) from exc
 
     def save(self, register: FleetRegister) -> None:
-        """Write the new state; from then on it counts."""
-        files.write(self.folder / REGISTER, _encoded(register))
+        """Write the new state; from then on it counts. Raises UsageError where it cannot be written."""
+        try:
+            files.write(self.folder / REGISTER, _encoded(register))
+        except OSError as exc:
+            raise _unwritable(self.folder, exc) from exc
         self.register = register
         self.finish()
 
@@ -133,6 +133,12 @@ class FleetKeys:
                 key.unlink()
         for forgotten in self.folder.glob(".*"):
             forgotten.unlink()  # of a process that was killed: the lock is ours
+
+    @classmethod
+    def revoked_hosts(cls, folder: Path) -> frozenset[str]:
+        """Name the hosts that were revoked; none without a fleet. Raises UsageError where it cannot be read."""
+        known = cls.open(folder).hosts() if cls.is_in(folder) else ()
+        return frozenset(host.name for host in known if host.is_revoked)
 
     def hosts(self) -> tuple[EnrolledHost, ...]:
         """Give all hosts that were ever enrolled, those that were revoked too."""
@@ -321,6 +327,13 @@ def _load(path: Path) -> PrivateKeyTypes:
 
 def _refuse_kind(path: Path, expected: str, key: PrivateKeyTypes) -> NoReturn:
     raise _unreadable(path, f"expected a key for {expected}, got one of another kind ({type(key).__name__})")
+
+
+def _unwritable(folder: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"fleet {folder}: {error.filename or folder} cannot be written: {error.strerror or error}.",
+        hint="Run this as the owner of the folder, with free space on its disk.",
+    )
 
 
 def _unreadable(path: Path, why: str) -> UsageError:

@@ -202,6 +202,21 @@ async def test_revoked_is_revoked(
     assert (record.ensure, record.sealed) == (Ensure.ABSENT, None)
 
 
+async def test_a_revoked_host_is_neither_listed_nor_waited_for(
+    broker: Broker, kvmctl: Kvmctl, fleet: EnrolledFleet, token: Path, tmp_path: Path
+) -> None:
+    fleet.enrol("kvm01")
+    fleet.enrol("kvm02")
+    async with serving(kvmctl, tmp_path), hosts(broker, fleet, "kvm01", "kvm02") as (kept, _):
+        await add(kvmctl, token, "--wait")
+        fleet.revoke("kvm02")
+        assert [row["host"] for row in (await kvmctl.run("hosts", "--json")).rows] == ["kvm01"]
+        assert await listed(kvmctl) == {"kvm01": "installed"}
+        done = await add(kvmctl, token, "--wait", "--timeout", "10s")
+        assert [row["host"] for row in done.rows] == ["kvm01"]
+        assert len(kept.received) == 2
+
+
 async def test_revoked_on_one_host_it_stays_away_until_the_host_is_named(
     broker: Broker, kvmctl: Kvmctl, fleet: EnrolledFleet, token: Path
 ) -> None:

@@ -49,6 +49,14 @@ def test_a_host_nobody_has_seen() -> None:
     assert "Start kvmd on kvm01" in said["next"]
 
 
+def test_a_host_that_was_revoked() -> None:
+    fleet = fleet_of(ONLINE, REGISTERED)
+    fleet.leave_out(["kvm01"])
+    said = told(fleet)
+    assert "was revoked" in said["host"]
+    assert said["next"].endswith("kvmctl enroll kvm01 --reset")
+
+
 def test_a_template_nobody_deployed() -> None:
     said = told(fleet_of(ONLINE, REGISTERED))
     assert "Nobody has deployed" in said["deploy"]

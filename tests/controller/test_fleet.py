@@ -170,3 +170,18 @@ def test_the_audience_of_each_kind_of_event() -> None:
     assert audience(DeployTopic("d", "kvm09"), DeployData(deployment="d", template="t")) == {"kvm09"}
     assert audience(CommandTopic(Verb.CANCEL, "kvm02"), CommandData()) == {"kvm02"}
     assert audience(CommandTopic(Verb.CANCEL), CommandData()) == {"kvm01", "kvm02"}
+
+
+def test_what_a_revoked_host_has_said_and_says_counts_no_more_until_it_is_let_in_again() -> None:
+    fleet, silent = fleet_of(*SUBJECTS), fleet_of()
+    fleet.leave_out(HOSTS)
+    for topic, payload in SUBJECTS:
+        fleet.take(TOPICS.build(topic), payload)
+        if isinstance(topic, EventTopic):
+            silent.take(TOPICS.build(topic), payload)
+    assert contents(fleet) == contents(silent)
+    assert fleet.audience(make_event(RegisterTopic("deb12"), RECORD, generation=9, now=NOW)) == frozenset()
+    fleet.leave_out([])
+    for topic, payload in SUBJECTS:
+        fleet.take(TOPICS.build(topic), payload)
+    assert contents(fleet) == contents(fleet_of(*SUBJECTS))
