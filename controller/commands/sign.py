@@ -27,7 +27,10 @@ def add(parsers: Parsers) -> None:
     parser.add_argument("--topic", required=True, help="where it will be published, such as kvmd/v1/register/deb12")
     parser.add_argument("--key", type=Path, metavar="FILE", help="Ed25519 key (PEM), such as a publisher's signing.key")
     parser.add_argument(
-        "--expires", type=_life, metavar="TIME", help="hosts refuse it afterwards; 1h for commands, else never"
+        "--expires",
+        type=_life,
+        metavar="TIME",
+        help="hosts refuse it 5 minutes afterwards (clocks differ); 1h for commands, else never",
     )
 
 
