@@ -243,11 +243,14 @@ async def _tell(invocation: Invocation, keys: FleetKeys) -> Exit:
         raise not_told(exc) from exc
     online = {host for host in done.sent.hosts if session.fleet.is_online(host)}
     if output.is_json:
-        output.rows([{"kind": "keys", "generation": keys.trust.generation, "signed_anew": done.signed_anew}])
+        row = {"generation": keys.trust.generation, "signed_anew": done.signed_anew, "not_signed_anew": done.left}
+        output.rows([{"kind": "keys", **row}])
     else:
         output.say(f"published: the list of {len(keys.trust.keys)} keys, generation {keys.trust.generation}")
         for topic in done.signed_anew:
             output.say(f"signed anew: {topic}")
+        for topic in done.left:
+            output.say(f"NOT signed anew, as it was not published from here: {topic}; publish it again if it is right")
     output.show(*views.receipts(answers[host] for host in sorted(answers)))
     silent = sorted(done.sent.hosts - answers.keys())
     if silent:

@@ -21,10 +21,20 @@ from kvmwire.trust import ROOT
 
 @dataclass(frozen=True, slots=True)
 class Distributed:
-    """What was published: the list of keys, and the topics of events that were signed anew."""
+    """What was published: the list of keys, and the topics of events that were signed anew, or left as they are."""
 
     sent: Sent
     signed_anew: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Retained:
+    """An event as it is kept; ``is_ours``: this controller published exactly that."""
+
+    event_id: str
+    payload: bytes
+    is_ours: bool
 
 
 def trust_event(keys: FleetKeys) -> Event:
@@ -42,38 +52,49 @@ async def distribute(session: Session, keys: FleetKeys) -> Distributed:
     """
     root = await asyncio.to_thread(lambda: Signer(keys.root_key))
     sent = await publish_one(session, trust_event(keys), root)
-    return Distributed(sent, tuple(await _sign_anew(session, keys)))
+    return Distributed(sent, *await _sign_anew(session, keys))
 
 
-async def _sign_anew(session: Session, keys: FleetKeys) -> list[str]:
-    retired = retired_keys(keys.register, now_utc())
+async def _sign_anew(session: Session, keys: FleetKeys) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Sign what former keys have signed, and give the topics of what was, and of what was not.
+
+    A key whose time is over may have been stolen: of what it signed only our own counts.
+    """
+    now = now_utc()
+    retired = retired_keys(keys.register, now)
+    believed = [key for key in retired if key.is_valid_at(now)]
     if not retired:
-        return []
+        return (), ()
     known = await _retained(session)
     key = await asyncio.to_thread(lambda: keys.signing_key)
-    done = list[str]()
-    for topic, (event_id, payload) in known.items():
-        fresh = signed_anew(session.topics, topic, payload, retired=retired, key=key)
+    done, left = list[str](), list[str]()
+    for topic, one in known.items():
+        text = session.topics.build(topic)
+        fresh = signed_anew(session.topics, topic, one.payload, retired=retired, key=key)
         if fresh is None:
             continue
-        await session.archive.call(partial(Registry.replace_payloads, payloads={event_id: fresh}))
-        text = session.topics.build(topic)
+        if not one.is_ours and signed_anew(session.topics, topic, one.payload, retired=believed, key=key) is None:
+            left.append(text)
+            continue
+        await session.archive.call(partial(Registry.replace_payloads, payloads={one.event_id: fresh}))
         await session.link.publish(text, fresh, is_retained=True)
         done.append(text)
-    return done
+    return tuple(done), tuple(left)
 
 
-async def _retained(session: Session) -> Mapping[EventTopic, tuple[str, bytes]]:
+async def _retained(session: Session) -> Mapping[EventTopic, _Retained]:
     """Give the newest event of each topic: what the registry keeps, and what the broker has beside it."""
-    known, generations = dict[EventTopic, tuple[str, bytes]](), dict[EventTopic, int]()
+    known, generations = dict[EventTopic, _Retained](), dict[EventTopic, int]()
     for stored in await session.archive.call(Registry.retained):
         topic = session.topics.parse(stored.topic)
         if isinstance(topic, RegisterTopic | DeployTopic | CredentialTopic):
-            known[topic] = stored.id, stored.payload
+            known[topic] = _Retained(stored.id, stored.payload, stored.is_ours)
             generations[topic] = stored.generation or 0
     for topic, seen in session.fleet.events.items():
+        ours = known.get(topic)
         if (seen.event.generation or 0) >= generations.get(topic, 0):
-            known[topic] = seen.event.id, seen.payload
+            is_ours = ours is not None and ours.is_ours and ours.payload == seen.payload
+            known[topic] = _Retained(seen.event.id, seen.payload, is_ours)
     return known
 
 

@@ -163,6 +163,39 @@ async def test_what_only_claims_to_be_of_the_former_key_is_not_signed_anew(fleet
     assert (await retained(broker, DEB12))[1] == json.dumps(forged).encode()
 
 
+async def published_with(key: Ed25519PrivateKey, broker: Broker, topic: EventTopic, payload: bytes) -> bytes:
+    """Publish what the key signs, as its thief does."""
+    signed = sign_payload(payload, key)
+    async with broker.client() as client:
+        await client.publish(TOPICS.build(topic), signed, retain=True)
+    return signed
+
+
+@pytest.mark.parametrize("has_own_id", [True, False], ids=["new event", "our id and generation"])
+@pytest.mark.parametrize("is_served", [True, False])
+async def test_what_a_stolen_key_has_signed_is_not_signed_anew(
+    fleet: Kvmctl, broker: Broker, *, has_own_id: bool, is_served: bool
+) -> None:
+    await fleet.registered()
+    event, payload = await retained(broker, DEB12)
+    forged = json.loads(payload)
+    forged["data"]["url"] = "http://evil.test/x.qcow2"
+    if has_own_id:
+        forged.update(id="evil", generation=(event.generation or 0) + 1)
+    stolen = fleet_of(fleet).signing_key
+    evil = await published_with(stolen, broker, DEB12, json.dumps(forged).encode())
+    if is_served:
+        async with fleet.started("serve") as serve:  # it keeps what is on the broker
+            assert serve.stderr is not None
+            async with asyncio.timeout(10):
+                await serve.stderr.readuntil(b"started")
+
+    done = await fleet.run("keys", "rotate", "--overlap", "0", "--json")
+
+    assert (done.rows[0]["signed_anew"], done.rows[0]["not_signed_anew"]) == ([], [TOPICS.build(DEB12)])
+    assert (await retained(broker, DEB12))[1] == evil
+
+
 async def test_what_is_unsigned_stays_unsigned(kvmctl: Kvmctl, broker: Broker) -> None:
     await kvmctl.registered()
     await kvmctl.run("keys", "init")
