@@ -114,8 +114,8 @@ def read_request(content: bytes) -> Applicant:
     try:
         csr = x509.load_pem_x509_csr(request.csr.encode())
         is_signed = csr.is_signature_valid
-        key = csr.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        key, names = csr.public_key(), [attribute.value for attribute in csr.subject]
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
         raise WireError(
             FailureCode.CREDENTIAL_INVALID,
             f"enrolment request: its CSR cannot be read: {str(exc)[:200]!a}.",
@@ -123,7 +123,6 @@ def read_request(content: bytes) -> Applicant:
         ) from exc
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         _refuse("its CSR is for another kind of key, expected ECDSA P-256")
-    names = [attribute.value for attribute in csr.subject]
     if not is_signed or names != [request.host]:
         _refuse(f"its CSR is not of the host {request.host}")
     _check_proof(request, key)

@@ -85,6 +85,7 @@ class Announcer:
         self._pools: tuple[PoolStatus, ...] = ()
         self._credentials: dict[str, bytes] = {}
         self._said = b""
+        self._is_heard = False
         self._unheard_since: float | None = None
         self._reasserted_at = float("-inf")
         self._looking: dict[str, asyncio.Future[PoolStatus]] = {}
@@ -161,7 +162,7 @@ class Announcer:
         Anything else is a will of an earlier connection that comes late, or somebody who speaks in our name: we say it again.
         """
         if delivery.payload == self._said:
-            self._unheard_since = None
+            self._is_heard, self._unheard_since = True, None
         elif (
             self._said
             and not delivery.is_retained
@@ -246,10 +247,11 @@ class Announcer:
             sealing_key=identity.sealing_key,
             started=identity.started,
         )
-        self._said = encode_status(status)
+        self._said, self._is_heard = encode_status(status), False
 
         async def sent() -> None:
-            self._unheard_since = self._clock.monotonic()
+            if not self._is_heard:  # mosquitto passes it on before it acknowledges it
+                self._unheard_since = self._clock.monotonic()
 
         self._bus.post(Message(HostTopic(identity.host), self._said, on_sent=sent))
 
