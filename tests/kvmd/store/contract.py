@@ -6,12 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.entity import Entity
 from kvmd.core.image import inspect_head
+from kvmd.core.overlay import Backing, overlay
 from kvmd.core.placement import Placement
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, InUseError, NoSpaceError, StoreError
@@ -51,13 +53,20 @@ def digest(content: bytes, algorithm: Algorithm = Algorithm.SHA_256) -> Digest:
     return Digest(algorithm, hexdigest(content, algorithm.value.lower().replace("-", "")))
 
 
-async def make(store: Store, name: str = "disk", content: bytes = CONTENT, *, key: str = "0" * 16) -> Placement:
+async def make(
+    store: Store,
+    name: str = "disk",
+    content: bytes = CONTENT,
+    *,
+    key: str = "0" * 16,
+    replaces: Placement | None = None,
+) -> Placement:
     """Make a finished volume."""
     volume = await store.open(request(name, key=key, size=len(content)))
     try:
         await volume.write(0, content)
         await volume.seal(len(content))
-        return await volume.commit()
+        return await volume.commit(replaces=replaces)
     finally:
         await volume.close(discard=False)
 
@@ -72,6 +81,24 @@ async def keep_half(store: Store, name: str = "disk", *, key: str = "0123456789a
 
 class StoreContract:
     """The suite."""
+
+    async def test_a_volume_is_replaced_where_it_is_that_very_file(
+        self, store: PoolStore, volume_bytes: ReadVolume
+    ) -> None:
+        old, content = await make(store), bytes(SIZE)
+        assert not (await make(store, content=content, replaces=old)).is_same_file(old)
+        assert volume_bytes("disk") == content
+        with pytest.raises(ExistsError, match="left as it is"):
+            await make(store, replaces=old)
+        assert volume_bytes("disk") == content
+
+    async def test_what_reads_from_a_volume_is_found(self, store: PoolStore) -> None:
+        placement = await make(store)
+        assert await store.dependents(placement.path) == []
+        disk = Path(placement.path).with_name("vm1.qcow2")
+        disk.write_bytes(overlay(1 << 30, Backing(placement.path, "raw")))
+        assert await store.dependents(placement.path) == [str(disk)]
+        assert await store.dependents(str(disk)) == []
 
     async def test_a_volume_is_read_again_from_the_disk_at_a_rate(self, store: PoolStore) -> None:
         placement = await make(store)
