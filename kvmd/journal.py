@@ -201,6 +201,7 @@ def _open(path: Path) -> sqlite3.Connection:
 def _open_sound(path: Path) -> sqlite3.Connection:
     """Open the database. Raises sqlite3.DatabaseError or ValidationError where it is damaged or of another version."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)  # before SQLite makes it: the files it puts beside get the same mode
     database = sqlite3.connect(path, check_same_thread=False, timeout=5)
     try:
         database.execute("PRAGMA journal_mode = WAL")

@@ -66,7 +66,10 @@ def _signer(event: Event, trust: TrustList, *, is_required: bool) -> TrustedKey 
         _refuse("it is not signed, and this host takes only signed ones")
     key = trust.find(signature.keyid)
     if key is None:
-        _refuse(f"this host does not know the key {signature.keyid[:64]!a}", _HOW_TO_ALLOW)
+        _refuse(
+            f"this host does not know the key {signature.keyid[:64]!a}",
+            "If the key is the fleet's own, tell all hosts of it with `kvmctl keys publish`; else have a key sign it that they know.",
+        )
     if key.is_revoked:
         _refuse(f"key {key.name} has been revoked")
     return key

@@ -37,7 +37,7 @@ async def ended(daemon: Daemon) -> tuple[int, str]:
         ({"host": "kvm/01"}, "host"),
         ({"policy": {"require_signature": True}}, "require_signature = true, and no trust.keys"),
         ({"pools": {"default": {"path": "relative"}}}, "pools.default.path"),
-        ({"pools": {"fast": {"type": "libvirt", "uri": "qemu:///system"}}}, "directory pools only"),
+        ({"pools": {"fast": {"type": "libvirt", "uri": "qemu:///system"}}}, "pools.fast.pool: is missing"),
     ],
 )
 async def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, tables: dict[str, Any], says: str) -> None:

@@ -102,7 +102,9 @@ async def test_a_credential_survives_a_restart_and_is_nowhere_to_be_read(
         assert not any(form in raw for form in forms)
     process = strict.python()
     assert not any(TOKEN in word for word in [*process.cmdline(), *process.environ().values()])
-    assert oct((strict.state / "journal.db").stat().st_mode)[-3:] == "600"
+    modes = {path.name: oct(path.stat().st_mode)[-3:] for path in strict.state.glob("journal.db*")}
+    assert modes == dict.fromkeys(modes, "600")
+    assert len(modes) == 3
 
 
 async def test_a_newer_one_replaces_and_an_older_one_does_not_come_back(
