@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from controller.credentials.standing import missing
 from controller.fleet import Deployment, Fleet
 from controller.sheet import moment
-from kvmwire.events import Ensure
+from kvmwire.events import Ensure, Event
 from kvmwire.source import redact
 from kvmwire.status import Outcome, ProbeStatus, Receipt, ReplicaState, ReplicaStatus, Verdict
 from kvmwire.topics import ProbeTopic, RegisterTopic, ReplicaTopic
+
+UNBELIEVED = "No key of this fleet has signed that: hosts that require signatures refuse it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,12 @@ def _template(fleet: Fleet, template: str) -> str:
         return f"{template} was unregistered, generation {seen.event.generation}."
     sources = ", ".join(redact(url) for url in record.urls)
     checksum = f"checksum {record.checksum}" if record.checksum else "without a checksum"
-    return f"{template} is registered, generation {seen.event.generation or '(none)'}, {checksum}, from {sources}."
+    generation = f"generation {seen.event.generation or '(none)'}"
+    return f"{template} is registered, {generation}, {checksum}, from {sources}.{_doubt(fleet, seen.event)}"
+
+
+def _doubt(fleet: Fleet, event: Event) -> str:
+    return "" if fleet.is_believed(event) else f" {UNBELIEVED}"
 
 
 def _credentials(fleet: Fleet, template: str, host: str) -> Iterator[str]:
@@ -105,7 +112,7 @@ def _deploys(fleet: Fleet, template: str, host: str, selecting: list[Deployment]
         rest = "this one holds" if holds else "a newer one holds"
         yield (
             f"{fleet.topics.build(deployment.topic)} {verb} pool {deployment.data.pool}, "
-            f"generation {deployment.event.generation or '(none)'}: {rest}."
+            f"generation {deployment.event.generation or '(none)'}: {rest}.{_doubt(fleet, deployment.event)}"
         )
 
 
@@ -138,6 +145,9 @@ def _next(fleet: Fleet, template: str, host: str, selecting: list[Deployment]) -
         return f"Let it in again with new keys, if it is yours again: kvmctl enroll {host} --reset"
     if host not in fleet.hosts:
         return f"Start kvmd on {host}, with the same mqtt.prefix ({fleet.topics.prefix}) and broker as here."
+    seen = fleet.events.get(RegisterTopic(template))
+    if not selecting and seen is not None and not fleet.is_believed(seen.event):
+        return f"Register it yourself, which signs it: kvmctl register {template} URL --checksum '{{SHA-256}}...'"
     if not selecting:
         if fleet.template(template) is None:
             return f"Register it: kvmctl register {template} URL --checksum '{{SHA-256}}...'"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kvmwire.codec import EventRefusedError, decode_event, decode_status
 from kvmwire.codes import WireError
 from kvmwire.events import CommandData, CredentialData, DeployData, Ensure, Event, RegisterData
+from kvmwire.signing import is_signed_by
 from kvmwire.status import (
     CredentialStatus,
     HostState,
@@ -35,6 +36,7 @@ from kvmwire.topics import (
     StatusTopic,
     Topics,
 )
+from kvmwire.trust import TrustList
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class Fleet:
         self.credentials: dict[CredentialStatusTopic, CredentialStatus] = {}
         self.machines: dict[MachineTopic, MachineStatus] = {}
         self.revoked: frozenset[str] = frozenset()
+        self.trust = TrustList()
 
     def take(self, text: str, payload: bytes) -> Change | None:
         """Fold one message; None where it changes nothing or is not readable as a status. Never raises."""
@@ -124,6 +127,18 @@ class Fleet:
         """Forget which events are retained, because the broker is about to send them again."""
         self.events.clear()
         self.unreadable.clear()
+
+    def is_believed(self, event: Event) -> bool:
+        """Whether hosts that require signatures believe the event, as far as its key goes; true where no keys are known here."""
+        if not self.trust.keys:
+            return True
+        key = self.trust.find(event.signature.keyid) if event.signature else None
+        return (
+            key is not None
+            and not key.is_revoked
+            and event.signature is not None
+            and is_signed_by(event.signature, key)
+        )
 
     def leave_out(self, revoked: Iterable[str]) -> None:
         """Know nothing of these hosts from now on: the broker keeps for ever what a revoked one has said, `online` included."""

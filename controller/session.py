@@ -109,6 +109,7 @@ async def open_session(settings: Settings, filters: tuple[str, ...]) -> AsyncGen
     async with open_archive(settings.state_dir) as archive:
         session = Session(settings, archive)
         session.fleet.leave_out(await asyncio.to_thread(FleetKeys.revoked_hosts, settings.fleet))
+        session.fleet.trust = await asyncio.to_thread(FleetKeys.known_keys, settings.fleet)
         async with open_link(
             settings.mqtt, filters=filters, take=session.take, connecting=session.fleet.forget_events
         ) as link:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from controller.explain import UNBELIEVED
 from controller.fleet import Fleet
 from controller.outcome import Phase, Standing
 from controller.publish import Sent
@@ -60,6 +61,7 @@ def templates(fleet: Fleet, names: Iterable[str] | None = None) -> Rows:
                 **_shown_record(record),
                 "generation": seen.generation,
                 "event": seen.id,
+                "believed": fleet.is_believed(seen),
                 "ready": ready,
             }
         )
@@ -72,6 +74,8 @@ def templates(fleet: Fleet, names: Iterable[str] | None = None) -> Rows:
             short(record.checksum),
         )
         shown.note(name, some(map(redact, record.urls)))
+        if not fleet.is_believed(seen):
+            shown.note(name, UNBELIEVED)
     return rows, shown
 
 

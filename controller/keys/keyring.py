@@ -140,6 +140,11 @@ class FleetKeys:
         known = cls.open(folder).hosts() if cls.is_in(folder) else ()
         return frozenset(host.name for host in known if host.is_revoked)
 
+    @classmethod
+    def known_keys(cls, folder: Path) -> TrustList:
+        """Give the list of keys that hosts of the fleet believe; an empty one without a fleet. Raises UsageError."""
+        return cls.open(folder).trust if cls.is_in(folder) else TrustList()
+
     def hosts(self) -> tuple[EnrolledHost, ...]:
         """Give all hosts that were ever enrolled, those that were revoked too."""
         return self.register.hosts

@@ -183,7 +183,9 @@ def build_daemon(
         credentials=credentials,
         on_change=on_change,
     )
-    return Daemon(record, tally, bus, inbox, announcer, prober, reconciler, scrubber, notifier, machines)
+    return Daemon(
+        record, tally, bus, inbox, credentials, announcer, prober, reconciler, scrubber, notifier, clock, machines
+    )
 
 
 def scrub_rules_of(maintenance: MaintenanceSettings) -> ScrubRules:

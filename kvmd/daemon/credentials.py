@@ -65,25 +65,42 @@ class Credentials:
         self._identification = identification
         self._vault = vault
         self._on_trust = on_trust
+        self._unusable = dict[str, CredentialRecord]()
 
     def warrant(self, event: Event, *, now: datetime) -> Warrant | None:
         """Give who vouches for the event; see ``kvmd.core.warrant``."""
         trust, is_required = self._record.trust(self._identification.trust), self._identification.requires_signature
         return warrant(event, trust, is_required=is_required, now=now)
 
-    def restore(self, now: datetime) -> None:
-        """Open what the journal holds. What cannot be opened any more is not used, and its status says so."""
+    def restore(self, now: datetime) -> bool:
+        """Open what the journal holds and is not in force; true where something comes into force that could not be opened before.
+
+        What cannot be opened is not used, and its status says so. It may be later: machines wake up with wrong clocks.
+        """
+        has_recovered = False
         for record in list(self._record.credentials.values()):
-            if not record.is_present or record.data is None or record.stamp is None or record.data.trust is not None:
+            if not record.is_present or record.data is None or record.stamp is None or record.name == ROOT:
+                continue
+            if self._vault.has(record.name):
                 continue
             try:
                 self._vault.put(self._open(record.data, record.stamp.generation, now=now))
             except KvmdError as exc:
-                log.error(
-                    "credential cannot be used any more", credential=record.name, code=exc.code, message=exc.message
-                )
-                status = _refused(record, record.stamp.generation, exc.failure, now=now)
-                self._record.credentials[record.name] = replace(record, status=status)
+                self._set_aside(record, record.stamp.generation, exc, now=now)
+                continue
+            known = self._unusable.pop(record.name, None)
+            if known is not None:
+                self._record.credentials[record.name] = known
+                has_recovered = True
+        return has_recovered
+
+    def _set_aside(self, record: CredentialRecord, generation: int, error: KvmdError, *, now: datetime) -> None:
+        if record.name in self._unusable:
+            return
+        log.error("credential cannot be used", credential=record.name, code=error.code, message=error.message)
+        self._unusable[record.name] = record
+        status = _refused(record, generation, error.failure, now=now)
+        self._record.credentials[record.name] = replace(record, status=status)
 
     def decide(self, event: Event, data: CredentialData, arrival: Arrival, vouched: Warrant | None) -> Decision:
         """Judge an event, and open what it brings; nothing is in force before ``enact``."""
@@ -122,6 +139,7 @@ class Credentials:
         record = decision.record
         if record is None or not decision.judgement.is_accepted:
             return
+        self._unusable.pop(record.name, None)
         if record.name == ROOT:
             self._on_trust()
         elif decision.opened is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from kvmd.core.desired import HostRecord
 from kvmd.core.tally import Tally
 from kvmd.daemon.announcer import Announcer
+from kvmd.daemon.credentials import Credentials
 from kvmd.daemon.inbox import Inbox
 from kvmd.daemon.machines import Machines
 from kvmd.daemon.prober import Prober
@@ -17,7 +18,7 @@ from kvmd.daemon.reconciler import Reconciler
 from kvmd.daemon.scrubber import Scrubber
 from kvmd.log import get_logger
 from kvmd.notify import Notifier
-from kvmd.ports import Bus
+from kvmd.ports import Bus, Clock
 from kvmwire.status import ReplicaState
 
 log = get_logger(__name__)
@@ -39,11 +40,13 @@ class Daemon:
     tally: Tally
     bus: Bus
     inbox: Inbox
+    credentials: Credentials
     announcer: Announcer
     prober: Prober
     reconciler: Reconciler
     scrubber: Scrubber
     notifier: Notifier
+    clock: Clock
     machines: Machines | None = None
 
     async def run(self, stopped: asyncio.Event) -> None:
@@ -84,6 +87,9 @@ class Daemon:
         while True:
             await asyncio.sleep(POOLS_EVERY_S)
             await self.announcer.refresh_pools()
+            if self.credentials.restore(self.clock.now()):
+                self.reconciler.wake()
+                self.prober.wake()
             self.announcer.review_credentials()
 
     async def _watch_broker(self) -> None:

@@ -109,6 +109,7 @@ class Inbox:
                 )
             vouched = self._credentials.warrant(event, now=self._clock.now())
             self._check_supported(event)
+            self._check_machine(event)
             self._check_room(event)
         except WireError as exc:
             raise EventRefusedError(exc, event.id) from exc
@@ -121,6 +122,18 @@ class Inbox:
                 FailureCode.UNSUPPORTED,
                 "`machine`: this host runs no virtual machines; the event was refused, its replica included.",
                 hint='Set uri = "qemu:///system" in [machines] of the host\'s settings, with libvirt and kvmd[libvirt] installed.',
+            )
+
+    def _check_machine(self, event: Event) -> None:
+        """Raise WireError where a machine of that name stands in another pool: a key for one pool takes nothing from another."""
+        if not isinstance(event.data, DeployData) or event.data.machine is None:
+            return
+        known = self._record.wished_machines.get(event.data.machine.name)
+        if known is not None and known.is_present and known.data.pool != event.data.pool:
+            raise WireError(
+                FailureCode.EXISTS,
+                f"machine {event.data.machine.name} stands in pool {known.data.pool}, the event names pool {event.data.pool}; refused.",
+                hint="Name the pool it stands in, remove it there first, or choose another name.",
             )
 
     def _check_room(self, event: Event) -> None:

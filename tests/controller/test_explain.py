@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from controller.explain import Sentence, explain, receipts_of
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from controller.explain import UNBELIEVED, Sentence, explain, receipts_of
 from controller.fleet import Fleet
 from controller.publish import make_event
+from controller.views import templates
 from kvmwire.codec import encode_event, encode_status
 from kvmwire.codes import FailureCode
 from kvmwire.events import DeployData, Ensure, HostLabels
+from kvmwire.signing import sign_payload
 from kvmwire.status import HostState, Outcome, Receipt, ReplicaState, ReplicaStatus
 from kvmwire.topics import DeployTopic, HostTopic, RegisterTopic, ReplicaTopic
+from kvmwire.trust import CONTROLLER_ROLES, TrustedKey, TrustList
 from tests.controller.test_fleet import NOW, RECORD, SUBJECTS, TOPICS, event_of, fleet_of, host_status
 
 REGISTERED = (RegisterTopic("deb12"), event_of(RegisterTopic("deb12"), RECORD, 5))
@@ -55,6 +60,24 @@ def test_a_host_that_was_revoked() -> None:
     said = told(fleet)
     assert "was revoked" in said["host"]
     assert said["next"].endswith("kvmctl enroll kvm01 --reset")
+
+
+def test_what_no_key_of_the_fleet_has_signed_is_not_taken_for_registered() -> None:
+    key = Ed25519PrivateKey.generate()
+    trust = TrustList(keys=(TrustedKey.of("controller", key.public_key(), CONTROLLER_ROLES),))
+    topic, payload = REGISTERED
+    signed = (topic, sign_payload(payload, key))
+    forged = (topic, sign_payload(payload, Ed25519PrivateKey.generate()))
+    for event, is_believed in ((signed, True), (forged, False), (REGISTERED, False)):
+        fleet = fleet_of(ONLINE, event)
+        fleet.trust = trust
+        said = told(fleet)
+        assert (UNBELIEVED not in said["template"]) is is_believed
+        assert said["next"].startswith("Deploy it" if is_believed else "Register it yourself")
+        assert [row["believed"] for row in templates(fleet)[0]] == [is_believed]
+    fleet.trust = TrustList(keys=(trust.keys[0].model_copy(update={"is_revoked": True}),))
+    fleet.take(TOPICS.build(topic), signed[1])
+    assert UNBELIEVED in told(fleet)["template"]
 
 
 def test_a_template_nobody_deployed() -> None:

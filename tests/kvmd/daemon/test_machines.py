@@ -204,6 +204,8 @@ async def test_a_machine_is_stopped_and_started_and_its_own_end_is_noticed(
         wanted = {"name": "vm1", "memory_mib": 64}
         await lab.deploy(template, "vm1", machine=wanted)
         await machine(lab, "vm1", "running")
+        moved = await lab.deploy(template, "elsewhere", pool="other", machine=wanted)
+        assert (await lab.watch.receipt(moved)).code == "EXISTS"
         await lab.deploy(template, "vm1", machine={**wanted, "start": False})
         await machine(lab, "vm1", "stopped")
         assert domains(libvirtd, "--state-running") == []
