@@ -49,6 +49,7 @@ from tests.support.ports import free_port
 from tests.support.relay import Relay
 from tests.support.seaweed import ACCESS_KEY, SECRET_KEY, STRANGERS_KEY, STRANGERS_SECRET, Seaweed
 from tests.support.tls import Authority
+from tests.support.waiting import eventually
 
 PLUGIN = Path(__file__).parents[2] / "examples" / "s3"
 IMAGE = images.qcow2(virtual_size=32 << 20, data_size=20 << 20)
@@ -358,7 +359,7 @@ class TestAnswers:
         vault.put(opened("ca", endpoint, ca=authority.ca_file))
         error = await self.error(opener.open(DISK, {"endpoint": endpoint}, credentials=vault))
         assert isinstance(error, SourceStatusError)
-        assert len(front.requests()) == 1
+        await eventually(lambda: len(front.requests()) == 1)
 
 
 class TestRules:
