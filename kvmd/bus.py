@@ -85,6 +85,8 @@ class _Client(aiomqtt.Client):
         self.pending_calls_threshold = 10 * PUBLISH_WINDOW
         self._client.manual_ack_set(True)
         self._client.connect_timeout = _CONNECT_TIMEOUT_S
+        self._client.on_log = self._on_log
+        self._failure = ""
 
     async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109 - aiomqtt's signature
         """Wait as aiomqtt does, but never lose a cancellation: asyncio.wait_for does, before 3.12, as an answer arrives."""
@@ -93,6 +95,12 @@ class _Client(aiomqtt.Client):
                 return await fut
         except TimeoutError:
             raise aiomqtt.MqttError("the broker did not answer in time") from None
+
+    def _on_log(self, client: paho.Client, userdata: Any, level: int, text: str) -> None:
+        """Keep why the connection broke: paho tells it nowhere else."""
+        del client, userdata
+        if level == paho.MQTT_LOG_ERR:
+            self._failure = _reason_of(text)
 
     def _on_socket_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:
         """Ask to be told when the socket takes more; aiomqtt asks even when it was closed meanwhile, and maybe reused."""
@@ -148,6 +156,9 @@ class _Client(aiomqtt.Client):
     def _on_disconnect(
         self, client: paho.Client, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
     ) -> None:
+        """Take the end of a connection; one that ends before it was granted is a refusal, which aiomqtt would wait on for."""
+        if not self._connected.done():
+            self._connected.set_exception(aiomqtt.MqttError(self._failure or f"the broker hung up: {reason_code}"))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
         self.inbox.put_nowait(None)
 
@@ -386,6 +397,14 @@ def _topic_of(message: paho.MQTTMessage) -> str:
         return message.topic
     except UnicodeDecodeError as exc:
         return exc.object.decode(errors="backslashreplace")
+
+
+def _reason_of(text: str) -> str:
+    """Say what a broken connection means; with TLS 1.3 a refused certificate is told after the handshake (RFC 8446, 4.4.2.4)."""
+    said = text.upper().replace("_", " ")
+    if "ALERT" in said and ("CERTIFICATE" in said or "UNKNOWN CA" in said):
+        return f"the broker does not accept this host's certificate ({text}); see mqtt.cert, or enroll the host anew"
+    return text
 
 
 def _narrowed(group: BaseExceptionGroup[BaseException]) -> BaseException:

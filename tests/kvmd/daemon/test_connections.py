@@ -251,3 +251,16 @@ async def test_a_refused_publication_is_an_error_in_the_log(tmp_path: Path) -> N
     with broker:
         async with running(Daemon(tmp_path / "kvm01", broker.url)) as daemon:
             await daemon.has_logged("the broker refused what we published", level="error")
+
+
+async def test_a_certificate_that_the_broker_refuses_is_told_at_once(tmp_path: Path, authority: Authority) -> None:
+    (tmp_path / "other").mkdir()
+    stranger = Authority(tmp_path / "other").client
+    with MosquittoBroker(tmp_path / "broker", authority=authority) as broker:
+        files = {"ca": str(authority.ca_file), "cert": str(stranger.certificate), "key": str(stranger.key)}
+        async with running(
+            Daemon(tmp_path / "kvm01", broker.url, tables={"mqtt": files}), is_connected=False
+        ) as daemon:
+            await eventually(
+                lambda: "does not accept this host's certificate" in daemon.process.log_text(), timeout_s=5
+            )
