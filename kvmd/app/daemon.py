@@ -38,7 +38,7 @@ from kvmd.journal import SqliteJournal
 from kvmd.log import get_logger
 from kvmd.notify import Notifier
 from kvmd.plugin import TlsFiles
-from kvmd.ports import Hypervisor, PoolStore, Sources
+from kvmd.ports import Clock, Hypervisor, PoolStore, Sources
 from kvmd.vault import Vault
 from kvmwire.topics import HostTopic, Topics
 from kvmwire.trust import TrustList, keyid_of
@@ -118,29 +118,13 @@ def build_daemon(
     """Tie one host's parts together; what several hosts in one process may share is given."""
     clock, topics = SystemClock(), Topics(settings.mqtt.prefix)
     identification = identification_of(settings)
-    sealing_key = identification.sealing_key
-    identity = Identity(
-        settings.host,
-        settings.labels,
-        settings.policy.allowed_protocols,
-        started=clock.now(),
-        sealing_key=keyid_of(sealing_key.public_key().public_bytes_raw()) if sealing_key else None,
-        has_machines=outside.hypervisor is not None,
-    )
+    identity = identity_of(settings, identification, outside, clock)
     tally = Tally()
     bus = MqttBus(broker_settings(settings, identity, topics), clock, on_refused=tally.refused)
     credentials = Credentials(settings.host, record, identification=identification, vault=vault, on_trust=bus.replay)
     credentials.restore(clock.now())
     announcer = Announcer(identity, record, bus=bus, journal=journal, stores=outside.stores, tally=tally, clock=clock)
-    policy = settings.policy
-    rules = Rules(
-        settings.transfer.sessions,
-        limits_of(settings),
-        policy_of(policy),
-        inspector_of(settings.inspector),
-        vault,
-        keyring=keyring_of(policy, executor),
-    )
+    rules = rules_of(settings, vault, executor)
     reconciler = Reconciler(
         record,
         rules,
@@ -151,27 +135,23 @@ def build_daemon(
         clock=clock,
         shaper=Shaper(settings.transfer.rate_limit, clock),
     )
+    scrub_rules = scrub_rules_of(settings.maintenance)
+    scrubber = Scrubber(record, scrub_rules, keepers=outside.stores, reconciler=reconciler, clock=clock)
+    prober = Prober(
+        settings.host, record, sources=outside.sources, rules=rules, journal=journal, announcer=announcer, clock=clock
+    )
     machines: Machines | None = None
     if outside.hypervisor is not None:
         choices = MachineRules(settings.machines.network, settings.machines.stop_timeout_s)
         machines = Machines(
             record, outside.hypervisor, rules=choices, journal=journal, announcer=announcer, clock=clock
         )
-        reconciler.listeners.append(machines.wake)
-    scrubber = Scrubber(
-        record, scrub_rules_of(settings.maintenance), keepers=outside.stores, reconciler=reconciler, clock=clock
-    )
-    reconciler.listeners.append(scrubber.wake)
-    prober = Prober(
-        settings.host, record, sources=outside.sources, rules=rules, journal=journal, announcer=announcer, clock=clock
-    )
+    followers = (scrubber, *((machines,) if machines is not None else ()))
+    reconciler.listeners.extend(one.wake for one in followers)
 
     def on_change() -> None:
-        reconciler.wake()
-        prober.wake()
-        scrubber.wake()
-        if machines is not None:
-            machines.wake()
+        for part in (reconciler, prober, *followers):
+            part.wake()
 
     inbox = Inbox(
         identity,
@@ -184,7 +164,44 @@ def build_daemon(
         on_change=on_change,
     )
     return Daemon(
-        record, tally, bus, inbox, credentials, announcer, prober, reconciler, scrubber, notifier, clock, machines
+        record,
+        tally,
+        bus,
+        inbox,
+        credentials,
+        announcer,
+        prober,
+        reconciler,
+        scrubber,
+        notifier,
+        clock,
+        on_change,
+        machines,
+    )
+
+
+def identity_of(settings: Settings, identification: Identification, outside: Outside, clock: Clock) -> Identity:
+    """Give who this host is."""
+    sealing_key = identification.sealing_key
+    return Identity(
+        settings.host,
+        settings.labels,
+        settings.policy.allowed_protocols,
+        started=clock.now(),
+        sealing_key=keyid_of(sealing_key.public_key().public_bytes_raw()) if sealing_key else None,
+        has_machines=outside.hypervisor is not None,
+    )
+
+
+def rules_of(settings: Settings, vault: Vault, executor: ThreadPoolExecutor) -> Rules:
+    """Give what sessions and probes keep to."""
+    return Rules(
+        settings.transfer.sessions,
+        limits_of(settings),
+        policy_of(settings.policy),
+        inspector_of(settings.inspector),
+        vault,
+        keyring=keyring_of(settings.policy, executor),
     )
 
 

@@ -65,7 +65,7 @@ class Credentials:
         self._identification = identification
         self._vault = vault
         self._on_trust = on_trust
-        self._unusable = dict[str, CredentialRecord]()
+        self._unusable = set[str]()
 
     def warrant(self, event: Event, *, now: datetime) -> Warrant | None:
         """Give who vouches for the event; see ``kvmd.core.warrant``."""
@@ -84,21 +84,24 @@ class Credentials:
             if self._vault.has(record.name):
                 continue
             try:
-                self._vault.put(self._open(record.data, record.stamp.generation, now=now))
+                opened = self._open(record.data, record.stamp.generation, now=now)
             except KvmdError as exc:
                 self._set_aside(record, record.stamp.generation, exc, now=now)
                 continue
-            known = self._unusable.pop(record.name, None)
-            if known is not None:
-                self._record.credentials[record.name] = known
+            self._vault.put(opened)
+            if record.name in self._unusable:
+                self._unusable.discard(record.name)
+                status = _installed(record.data, record.stamp.generation, opened, now=now)
+                self._record.credentials[record.name] = replace(record, status=status)
                 has_recovered = True
         return has_recovered
 
     def _set_aside(self, record: CredentialRecord, generation: int, error: KvmdError, *, now: datetime) -> None:
+        """Tell once that it cannot be used."""
         if record.name in self._unusable:
             return
         log.error("credential cannot be used", credential=record.name, code=error.code, message=error.message)
-        self._unusable[record.name] = record
+        self._unusable.add(record.name)
         status = _refused(record, generation, error.failure, now=now)
         self._record.credentials[record.name] = replace(record, status=status)
 
@@ -139,7 +142,7 @@ class Credentials:
         record = decision.record
         if record is None or not decision.judgement.is_accepted:
             return
-        self._unusable.pop(record.name, None)
+        self._unusable.discard(record.name)
         if record.name == ROOT:
             self._on_trust()
         elif decision.opened is not None:
@@ -151,14 +154,15 @@ class Credentials:
     def _accept(
         self, data: CredentialData, stamp: Stamp, vouched: Warrant | None, *, now: datetime
     ) -> tuple[CredentialStatus, Opened | None]:
-        status = _nothing(data, stamp.generation, now)
         if data.credential == ROOT or data.trust is not None:
             self._check_list(data, vouched, now=now)
-            return status.model_copy(update={"installed": stamp.generation, "holds": ("keys",)}), None
+            listed = _nothing(data, stamp.generation, now)
+            return listed.model_copy(update={"installed": stamp.generation, "holds": ("keys",)}), None
         if data.ensure is Ensure.ABSENT:
-            return status.model_copy(update={"state": CredentialState.REVOKED, "origins": ()}), None
+            revoked = _nothing(data, stamp.generation, now)
+            return revoked.model_copy(update={"state": CredentialState.REVOKED, "origins": ()}), None
         opened = self._open(data, stamp.generation, now=now)
-        return status.model_copy(update={**asdict(opened.facts), "installed": stamp.generation}), opened
+        return _installed(data, stamp.generation, opened, now=now), opened
 
     def _open(self, data: CredentialData, generation: int, *, now: datetime) -> Opened:
         return open_credential(
@@ -192,6 +196,10 @@ def _nothing(data: CredentialData, generation: int, now: datetime) -> Credential
         origins=data.origins or (),
         since=now,
     )
+
+
+def _installed(data: CredentialData, generation: int, opened: Opened, *, now: datetime) -> CredentialStatus:
+    return _nothing(data, generation, now).model_copy(update={**asdict(opened.facts), "installed": generation})
 
 
 def _refused(before: CredentialRecord, generation: int, failure: Failure, *, now: datetime) -> CredentialStatus:

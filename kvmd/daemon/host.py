@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ _IDLE_PASS_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """The parts, made by the composition root."""
+    """The parts, made by the composition root; ``on_change`` has all of them look again what is to be done."""
 
     record: HostRecord
     tally: Tally
@@ -47,6 +48,7 @@ class Daemon:
     scrubber: Scrubber
     notifier: Notifier
     clock: Clock
+    on_change: Callable[[], None]
     machines: Machines | None = None
 
     async def run(self, stopped: asyncio.Event) -> None:
@@ -88,8 +90,7 @@ class Daemon:
             await asyncio.sleep(POOLS_EVERY_S)
             await self.announcer.refresh_pools()
             if self.credentials.restore(self.clock.now()):
-                self.reconciler.wake()
-                self.prober.wake()
+                self.on_change()
             self.announcer.review_credentials()
 
     async def _watch_broker(self) -> None:

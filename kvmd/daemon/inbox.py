@@ -100,13 +100,8 @@ class Inbox:
 
     def _examine(self, event: Event) -> Warrant | None:
         """Give who vouches for the event. Raises EventRefusedError for one that is not to be considered at all."""
-        addressed = getattr(event.topic, "host", None)
         try:
-            if addressed not in {None, self._identity.host}:
-                raise WireError(
-                    FailureCode.EVENT_SIGNATURE,
-                    f"it is meant for host {addressed}, not for {self._identity.host}; refused.",
-                )
+            self._check_audience(event)
             vouched = self._credentials.warrant(event, now=self._clock.now())
             self._check_supported(event)
             self._check_machine(event)
@@ -114,6 +109,20 @@ class Inbox:
         except WireError as exc:
             raise EventRefusedError(exc, event.id) from exc
         return vouched
+
+    def _check_audience(self, event: Event) -> None:
+        """Raise WireError for another host's event, which only a hostile broker delivers."""
+        match event.topic:
+            case (
+                DeployTopic(host=str() as host) | CredentialTopic(host=str() as host) | CommandTopic(host=str() as host)
+            ):
+                if host != self._identity.host:
+                    raise WireError(
+                        FailureCode.EVENT_SIGNATURE,
+                        f"it is meant for host {host}, not for {self._identity.host}; refused.",
+                    )
+            case _:
+                pass
 
     def _check_supported(self, event: Event) -> None:
         """Raise WireError for what the contract knows and this host, or this version, does not do."""
