@@ -26,7 +26,6 @@ from controller.credentials.desk import Desk, Synced, kept_version
 from controller.delivery import Deliveries
 from controller.errors import ControlError, UnreachableError
 from controller.fleet import Change, EventChange, Fleet, Overwritten, Seen, StatusChange
-from controller.keys.keyring import FleetKeys
 from controller.notify import Notifier
 from controller.publish import source
 from controller.registry import Registry, Stored
@@ -218,8 +217,8 @@ class _Server:
         if version == self._handed_out and time.monotonic() < self._next_handout:
             return
         try:
-            self._fleet.leave_out(await asyncio.to_thread(FleetKeys.revoked_hosts, self._settings.fleet))
             desk = await Desk.open(_Sender(self._settings, self._fleet, self._archive, self._deliveries, link))
+            self._fleet.leave_out(desk.keys.revoked_hosts if desk.keys is not None else ())
             synced = await desk.sync(patience_s=_PATIENCE_S)
         except UnreachableError:
             return  # another kvmctl is at it; in the next round there is less to do

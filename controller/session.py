@@ -108,8 +108,10 @@ async def open_session(settings: Settings, filters: tuple[str, ...]) -> AsyncGen
     """Give a session whose view holds all that is retained. Raises UnreachableError without a broker."""
     async with open_archive(settings.state_dir) as archive:
         session = Session(settings, archive)
-        session.fleet.leave_out(await asyncio.to_thread(FleetKeys.revoked_hosts, settings.fleet))
-        session.fleet.trust = await asyncio.to_thread(FleetKeys.known_keys, settings.fleet)
+        keys = await asyncio.to_thread(FleetKeys.find, settings.fleet)
+        if keys is not None:
+            session.fleet.leave_out(keys.revoked_hosts)
+            session.fleet.trust = keys.trust
         async with open_link(
             settings.mqtt, filters=filters, take=session.take, connecting=session.fleet.forget_events
         ) as link:

@@ -74,7 +74,7 @@ def add(parsers: Parsers) -> None:
 async def broker_config(invocation: Invocation) -> Exit:
     """Print the files, or write them and say what to do with them."""
     args, settings, output = invocation.arguments, invocation.settings, invocation.output
-    fleet = await asyncio.to_thread(_fleet, settings.fleet)
+    fleet = await asyncio.to_thread(FleetKeys.find, settings.fleet)
     identities = _identities(args, fleet)
     written = _files(args, accesses(settings.mqtt.topics, identities), has_fleet=fleet is not None)
     if args.out is not None:
@@ -86,10 +86,6 @@ async def broker_config(invocation: Invocation) -> Exit:
             for line in _steps(args, written, fleet):
                 output.say(line)
     return Exit.DONE
-
-
-def _fleet(folder: Path) -> FleetKeys | None:
-    return FleetKeys.open(folder) if FleetKeys.is_in(folder) else None
 
 
 def _identities(args: argparse.Namespace, fleet: FleetKeys | None) -> Identities:

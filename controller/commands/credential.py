@@ -23,13 +23,14 @@ from controller.commands.invocation import (
     pair,
 )
 from controller.credentials import views
-from controller.credentials.desk import Desk, fleet_keys, no_fleet, unknown_credential
+from controller.credentials.desk import Desk, no_fleet, unknown_credential
 from controller.credentials.known import known_credentials
 from controller.credentials.material import Given, Material, check_origins, read_material, split_header
 from controller.credentials.record import Recipient, Record
 from controller.credentials.standing import standings
 from controller.credentials.store import CredentialStore
 from controller.errors import UsageError
+from controller.keys.keyring import FleetKeys
 from controller.outcome import Standing, credential_standing, exit_of
 from controller.output import Output
 from controller.publish import Sent, now_utc
@@ -103,7 +104,7 @@ async def add_(invocation: Invocation) -> Exit:
     material = read_material(_given(args), now=now_utc())
     warnings = (*material.warnings, *check_origins(args.origins, material, allow_http=args.allow_http))
     draft = _draft(args, material)
-    if material.secret is not None and fleet_keys(invocation.settings) is None:
+    if material.secret is not None and FleetKeys.find(invocation.settings.fleet) is None:
         raise no_fleet()
     for warning in warnings:
         output.say(warning)
@@ -159,7 +160,7 @@ async def show(invocation: Invocation) -> Exit:
 
 
 async def _table(session: Session, wanted: str | None) -> sent_views.Rows:
-    store, keys = CredentialStore(session.settings.state_dir), fleet_keys(session.settings)
+    store, keys = CredentialStore(session.settings.state_dir), FleetKeys.find(session.settings.fleet)
     records = {one.name: one for one in store.all() if wanted in {None, one.name}}
     known = known_credentials(session.fleet, await session.archive.call(Registry.retained))
     names = sorted(one for one in records.keys() | known.keys() if wanted in {None, one})

@@ -49,9 +49,8 @@ class Desk:
     @classmethod
     async def open(cls, sender: Sender) -> Desk:
         """Read the fleet's register. Raises UsageError where it cannot be read."""
-        return cls(
-            sender, CredentialStore(sender.settings.state_dir), await asyncio.to_thread(fleet_keys, sender.settings)
-        )
+        keys = await asyncio.to_thread(FleetKeys.find, sender.settings.fleet)
+        return cls(sender, CredentialStore(sender.settings.state_dir), keys)
 
     @property
     def recipients(self) -> tuple[Recipient, ...]:
@@ -142,11 +141,6 @@ class Desk:
 
     async def _known(self) -> defaultdict[str, Known]:
         return known_credentials(self.sender.fleet, await self.sender.archive.call(Registry.retained))
-
-
-def fleet_keys(settings: Settings) -> FleetKeys | None:
-    """Open the fleet's folder; None where no fleet was made. Raises UsageError where it cannot be read."""
-    return FleetKeys.open(settings.fleet) if FleetKeys.is_in(settings.fleet) else None
 
 
 def kept_version(settings: Settings) -> tuple[int, int]:

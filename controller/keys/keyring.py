@@ -86,6 +86,11 @@ class FleetKeys:
         return cls(folder, register)
 
     @classmethod
+    def find(cls, folder: Path) -> FleetKeys | None:
+        """Read the register; None where no fleet was made. Raises UsageError where it cannot be read."""
+        return cls.open(folder) if cls.is_in(folder) else None
+
+    @classmethod
     def create(cls, folder: Path, *, broker_names: Iterable[str], now: datetime) -> FleetKeys:
         """Make a fleet; the folder appears whole or not at all. Raises UsageError where there is one already."""
         try:
@@ -134,20 +139,14 @@ class FleetKeys:
         for forgotten in self.folder.glob(".*"):
             forgotten.unlink()  # of a process that was killed: the lock is ours
 
-    @classmethod
-    def revoked_hosts(cls, folder: Path) -> frozenset[str]:
-        """Name the hosts that were revoked; none without a fleet. Raises UsageError where it cannot be read."""
-        known = cls.open(folder).hosts() if cls.is_in(folder) else ()
-        return frozenset(host.name for host in known if host.is_revoked)
-
-    @classmethod
-    def known_keys(cls, folder: Path) -> TrustList:
-        """Give the list of keys that hosts of the fleet believe; an empty one without a fleet. Raises UsageError."""
-        return cls.open(folder).trust if cls.is_in(folder) else TrustList()
-
     def hosts(self) -> tuple[EnrolledHost, ...]:
         """Give all hosts that were ever enrolled, those that were revoked too."""
         return self.register.hosts
+
+    @property
+    def revoked_hosts(self) -> frozenset[str]:
+        """Name the hosts that were revoked."""
+        return frozenset(host.name for host in self.hosts() if host.is_revoked)
 
     def publishers(self) -> tuple[Publisher, ...]:
         """Give all publishers, those that were revoked too."""

@@ -25,7 +25,8 @@ class Signer:
         """Read the key. Raises UsageError where there is one that cannot be read: nothing goes out unsigned by mistake."""
         if settings.signing.key is not None:
             return cls(load_signing_key(settings.signing.key))
-        return cls(FleetKeys.open(settings.fleet).signing_key if FleetKeys.is_in(settings.fleet) else None)
+        keys = FleetKeys.find(settings.fleet)
+        return cls(keys.signing_key if keys is not None else None)
 
     def sign(self, payload: bytes) -> bytes:
         """Sign one event. Raises ControlError where canonical JSON cannot say what is in it, or where it is too long."""
