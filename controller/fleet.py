@@ -238,16 +238,6 @@ class Fleet:
             )
         )
 
-    def generation_of_credential(self, name: str) -> int:
-        """Give the highest generation known of a credential, on any host; 0 for none."""
-        statuses = (s.generation for t, s in self.credentials.items() if t.credential == name)
-        events = (
-            seen.event.generation or 0
-            for topic, seen in self.events.items()
-            if isinstance(topic, CredentialTopic) and topic.name == name
-        )
-        return max([0, *statuses, *events])
-
     def _labels(self, host: str) -> dict[str, str]:
         status = self.hosts.get(host)
         return status.labels if status else {}

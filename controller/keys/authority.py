@@ -48,11 +48,6 @@ def certificate_pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.PEM)
 
 
-def common_name(certificate: x509.Certificate) -> str:
-    """Give the name that a certificate is for."""
-    return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
-
-
 @dataclass(frozen=True, slots=True)
 class Authority:
     """A CA with its key."""
