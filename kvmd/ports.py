@@ -7,12 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.compression import Bounds, Compression
-from kvmd.core.desired import HostRecord, MachineRecord, ProbeRecord, Recorded, Replica
-from kvmd.core.domain import Domain, DomainSpec, MachineFiles, Switch
 from kvmd.core.entity import Entity
 from kvmd.core.image import ImageHead
 from kvmd.core.manifest import Manifest
@@ -22,6 +20,10 @@ from kvmwire.digest import Algorithm, Digest
 from kvmwire.source import Origin, SourceUrl
 from kvmwire.status import PoolStatus
 from kvmwire.topics import Topic
+
+if TYPE_CHECKING:  # what only the daemon has: `kvmd fetch` starts sooner without
+    from kvmd.core.desired import HostRecord, MachineRecord, ProbeRecord, Recorded, Replica
+    from kvmd.core.domain import Domain, DomainSpec, MachineFiles, Switch
 
 
 @dataclass(frozen=True, slots=True)

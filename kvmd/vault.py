@@ -8,10 +8,13 @@ import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from kvmd.core.credential import Opened
 from kvmd.errors import CredentialMissingError
 from kvmwire.source import Origin
+
+if TYPE_CHECKING:  # opening them takes cryptography, which `kvmd fetch` starts sooner without
+    from kvmd.core.credential import Opened
 
 
 @dataclass(frozen=True, slots=True)
