@@ -36,3 +36,6 @@ def _filenames(description: object) -> Iterator[str]:
     elif isinstance(description, dict):
         for value in cast("dict[str, object]", description).values():
             yield from _filenames(value)
+    elif isinstance(description, list):
+        for value in cast("list[object]", description):
+            yield from _filenames(value)

@@ -34,6 +34,23 @@ def test_other_references(reference: str) -> None:
     assert not backs(reference, folder="/pool", path=DISK)
 
 
-@given(st.text(max_size=60), st.booleans())
+@given(st.text(max_size=60).filter(lambda text: "deb12" not in text), st.booleans())
 def test_no_reference_is_too_strange(reference: str, is_json: bool) -> None:  # noqa: FBT001 - hypothesis gives it
-    backs(f"json:{reference}" if is_json else reference, folder="/pool", path=DISK)
+    assert not backs(f"json:{reference}" if is_json else reference, folder="/pool", path=DISK)
+
+
+@pytest.mark.parametrize("start", ["[", '{"file":'])
+def test_a_description_that_is_nested_too_deeply_names_nothing(start: str) -> None:
+    assert not backs("json:" + start * 100_000, folder="/pool", path=DISK)
+
+
+descriptions = st.recursive(
+    st.just(DISK),
+    lambda inner: st.dictionaries(st.text(), inner, min_size=1) | st.lists(inner, min_size=1),
+    max_leaves=5,
+)
+
+
+@given(descriptions)
+def test_the_volume_is_found_however_deep_in_a_description(description: object) -> None:
+    assert backs(f"json:{json.dumps(description)}", folder="/pool", path=DISK)
