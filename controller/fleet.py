@@ -34,6 +34,7 @@ from kvmwire.topics import (
     RegisterTopic,
     ReplicaTopic,
     StatusTopic,
+    Topic,
     Topics,
 )
 from kvmwire.trust import TrustList
@@ -154,6 +155,10 @@ class Fleet:
         for topic in known:
             if topic.host in self.revoked:
                 self._drop(topic)
+
+    def is_for_revoked(self, topic: Topic) -> bool:
+        """Whether a credential is handed out there to a host that was revoked."""
+        return isinstance(topic, CredentialTopic) and topic.host in self.revoked
 
     def templates(self) -> dict[str, RegisterData]:
         """Templates that are registered, by name."""

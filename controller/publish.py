@@ -204,16 +204,21 @@ async def publish_one(sender: Sender, event: Event, signer: Signer) -> Sent:
     )
     await sender.archive.call(lambda registry: registry.store(stored, hosts))
     sender.deliveries.add(stored, event, now=time.monotonic())
+    await publish_kept(sender, topic, payload, is_retained=stored.is_retained)
+    return Sent(event, topic, hosts)
+
+
+async def publish_kept(sender: Sender, topic: str, payload: bytes, *, is_retained: bool) -> None:
+    """Publish what the registry keeps already. Raises ControlError where the broker does not acknowledge it in time."""
     try:
         async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
-            await sender.link.publish(topic, payload, is_retained=stored.is_retained)
+            await sender.link.publish(topic, payload, is_retained=is_retained)
     except TimeoutError as exc:
         raise ControlError(
-            f"event {event.id} was stored, but the broker did not acknowledge it within {_PUBLISH_TIMEOUT_S:g} s.",
+            f"{topic}: what is to be there was stored, but the broker did not acknowledge it within {_PUBLISH_TIMEOUT_S:g} s.",
             hint="Check the broker. `kvmctl serve` sends it as soon as it can; or give the command again.",
             code=FailureCode.SOURCE_UNREACHABLE,
         ) from exc
-    return Sent(event, topic, hosts)
 
 
 def _removals_at(

@@ -182,8 +182,11 @@ class Topics:
 
     def credential_filters(self, credential: str = "+") -> tuple[str, ...]:
         """Name what is handed out under a credential's name, or under any: as published, and what became of it on the hosts."""
-        handed_out = (f"{self.prefix}/credential/all/{credential}", f"{self.prefix}/credential/host/+/{credential}")
-        return (*handed_out, *self.credential_status_filters(credential))
+        return (*self.handed_out_filters(credential), *self.credential_status_filters(credential))
+
+    def handed_out_filters(self, credential: str = "+") -> tuple[str, ...]:
+        """Name the events that hand out a credential, or any."""
+        return (f"{self.prefix}/credential/all/{credential}", f"{self.prefix}/credential/host/+/{credential}")
 
     def credential_status_filters(self, credential: str = "+") -> tuple[str, ...]:
         """Name what became of a credential, or of any, on the hosts."""

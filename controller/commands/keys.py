@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from controller import views
 from controller.archive import open_archive
 from controller.commands.invocation import Invocation, Parsers, add_parser, duration_s, name
+from controller.credentials.clearing import clear_revoked
 from controller.errors import ControlError
 from controller.keys import listing
 from controller.keys.distribution import distribute, not_told
@@ -163,8 +164,9 @@ async def _revoke_host(invocation: Invocation, host: str) -> Exit:
     keys = await asyncio.to_thread(
         _changed, settings.fleet, lambda register: with_host_revoked(register, host, datetime.now(UTC))
     )
-    secrets = await _secrets_of(invocation, host)
-    row = {"kind": "revoked", "host": host, "credentials": secrets, "crl": str(keys.folder / "crl.pem")}
+    secrets, cleared = await _secrets_of(invocation, host), await _cleared(invocation)
+    row = {"kind": "revoked", "host": host, "credentials": secrets, "cleared": cleared}
+    row["crl"] = str(keys.folder / "crl.pem")
     if output.is_json:
         output.rows([row])
         return Exit.DONE
@@ -173,6 +175,19 @@ async def _revoke_host(invocation: Invocation, host: str) -> Exit:
     if secrets:
         output.say(f"It knows these secrets; change them where they come from: {', '.join(secrets)}")
     return Exit.DONE
+
+
+async def _cleared(invocation: Invocation) -> list[str]:
+    """Clear what the broker keeps for revoked hosts, and give the topics; a host is revoked without the broker, too."""
+    try:
+        async with open_session(invocation.settings, invocation.settings.mqtt.topics.handed_out_filters()) as session:
+            return list(await clear_revoked(session))
+    except ControlError as exc:
+        invocation.output.say(
+            f"What is sealed to it stays at the broker for now: {exc.message} {exc.hint} "
+            "Then clear it with: kvmctl keys publish; kvmctl serve does it by itself"
+        )
+        return []
 
 
 async def _secrets_of(invocation: Invocation, host: str) -> list[str]:
@@ -234,7 +249,7 @@ async def publish(invocation: Invocation) -> Exit:
 async def _tell(invocation: Invocation, keys: FleetKeys) -> Exit:
     """Publish the list, and show who has taken it. Raises ControlError that says how to go on."""
     topics, output = invocation.settings.mqtt.topics, invocation.output
-    filters = topics.host_filters() + topics.wanted_filters() + topics.receipt_filters()
+    filters = topics.host_filters() + topics.wanted_filters() + topics.handed_out_filters() + topics.receipt_filters()
     try:
         async with open_session(invocation.settings, filters) as session:
             done = await distribute(session, keys)
@@ -244,9 +259,12 @@ async def _tell(invocation: Invocation, keys: FleetKeys) -> Exit:
     online = {host for host in done.sent.hosts if session.fleet.is_online(host)}
     if output.is_json:
         row = {"generation": keys.trust.generation, "signed_anew": done.signed_anew, "not_signed_anew": done.left}
+        row["cleared"] = done.cleared
         output.rows([{"kind": "keys", **row}])
     else:
         output.say(f"published: the list of {len(keys.trust.keys)} keys, generation {keys.trust.generation}")
+        for topic in done.cleared:
+            output.say(f"cleared, as its host was revoked: {topic}")
         for topic in done.signed_anew:
             output.say(f"signed anew: {topic}")
         for topic in done.left:

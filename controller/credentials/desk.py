@@ -7,13 +7,15 @@ next `sync`, which `kvmctl serve` does by itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from controller.config import Settings
+from controller.credentials.clearing import clear_revoked
 from controller.credentials.handout import Part, due, taken_from, withdrawn
 from controller.credentials.known import Known, known_credentials
 from controller.credentials.record import Recipient, Record, opened
@@ -59,9 +61,8 @@ class Desk:
 
     async def hand_out(self, draft: Record, secret: Secret | None) -> tuple[Record, list[Sent]]:
         """Keep a credential in a new generation and publish it. A host on which it was revoked alone stays out unless it is named."""
-        async with self.store.changing(patience_s=_PATIENCE_S):
-            kept = await asyncio.to_thread(self.store.read, draft.name)
-            known = (await self._known())[draft.name]
+        async with self._changing(_PATIENCE_S) as all_known:
+            kept, known = await asyncio.to_thread(self.store.read, draft.name), all_known[draft.name]
             # The generation below is for the event that takes it from all before the selected hosts get theirs.
             generation = next_generation(now_utc(), _highest(kept, known) + 1)
             named = draft.hosts if isinstance(draft.hosts, tuple) else ()
@@ -79,9 +80,8 @@ class Desk:
 
     async def revoke(self, name: str, hosts: Sequence[str]) -> list[Sent]:
         """Take a credential from the hosts that are named, or from all for good. Raises ControlError where nobody knows of it."""
-        async with self.store.changing(patience_s=_PATIENCE_S):
-            kept = await asyncio.to_thread(self.store.read, name)
-            known = (await self._known())[name]
+        async with self._changing(_PATIENCE_S) as all_known:
+            kept, known = await asyncio.to_thread(self.store.read, name), all_known[name]
             if kept is None and not known.events and not known.statuses:
                 raise unknown_credential(name)
             if hosts:
@@ -97,8 +97,7 @@ class Desk:
     async def sync(self, *, patience_s: float = _PATIENCE_S) -> Synced:
         """Publish what is missing: to hosts that were enrolled later, or anew; after a command that was cut off."""
         sent, failures = list[Sent](), list[ControlError]()
-        async with self.store.changing(patience_s=patience_s):
-            known = await self._known()
+        async with self._changing(patience_s) as known:
             for name in await asyncio.to_thread(self.store.names):
                 try:
                     record = await asyncio.to_thread(self.store.read, name)
@@ -129,18 +128,23 @@ class Desk:
         return self.keys.sealing_key
 
     def _events(self, parts: Iterable[Part]) -> list[Event]:
-        """Make the events, and see that they can be sent, before anything is kept or published."""
-        now = now_utc()
-        events = [make_event(part.topic, part.data, generation=part.generation, now=now) for part in parts]
+        """Make the events, none for a revoked host, and see that they can be sent, before anything is kept or published."""
+        now, fleet = now_utc(), self.sender.fleet
+        meant = (part for part in parts if not fleet.is_for_revoked(part.topic))
+        events = [make_event(part.topic, part.data, generation=part.generation, now=now) for part in meant]
         try:
             for event in events:
-                encode_event(self.sender.fleet.topics, event)
+                encode_event(fleet.topics, event)
         except WireError as exc:
             raise ControlError(f"{exc.message} Nothing was published.", hint=exc.hint, code=exc.code) from exc
         return events
 
-    async def _known(self) -> defaultdict[str, Known]:
-        return known_credentials(self.sender.fleet, await self.sender.archive.call(Registry.retained))
+    @contextlib.asynccontextmanager
+    async def _changing(self, patience_s: float) -> AsyncGenerator[defaultdict[str, Known], None]:
+        """Let no other kvmctl hand out meanwhile, clear what is out for revoked hosts, and give what is out."""
+        async with self.store.changing(patience_s=patience_s):
+            await clear_revoked(self.sender)
+            yield known_credentials(self.sender.fleet, await self.sender.archive.call(Registry.retained))
 
 
 def kept_version(settings: Settings) -> tuple[int, int]:

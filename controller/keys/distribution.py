@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+from controller.credentials.clearing import clear_revoked
 from controller.errors import ControlError
 from controller.keys.keyring import FleetKeys
 from controller.keys.rotation import retired_keys, signed_anew
 from controller.keys.signer import Signer
-from controller.publish import Sent, make_event, now_utc, publish_one
+from controller.publish import Sent, make_event, now_utc, publish_kept, publish_one
 from controller.registry import Registry
 from controller.session import Session
 from kvmwire.events import CredentialData, Event
@@ -21,9 +22,10 @@ from kvmwire.trust import ROOT
 
 @dataclass(frozen=True, slots=True)
 class Distributed:
-    """What was published: the list of keys, and the topics of events that were signed anew, or left as they are."""
+    """What was published: the list of keys, and the topics of events that were cleared, signed anew, or left as they are."""
 
     sent: Sent
+    cleared: tuple[str, ...]
     signed_anew: tuple[str, ...]
     left: tuple[str, ...]
 
@@ -48,11 +50,14 @@ def trust_event(keys: FleetKeys) -> Event:
 async def distribute(session: Session, keys: FleetKeys) -> Distributed:
     """Publish the list, signed by the root key, then what was signed anew: hosts know the new key by then.
 
+    What is retained for revoked hosts is cleared rather than signed.
+
     Raises ControlError; the same call later does what is left to do.
     """
     root = await asyncio.to_thread(lambda: Signer(keys.root_key))
     sent = await publish_one(session, trust_event(keys), root)
-    return Distributed(sent, *await _sign_anew(session, keys))
+    cleared = await clear_revoked(session)
+    return Distributed(sent, cleared, *await _sign_anew(session, keys))
 
 
 async def _sign_anew(session: Session, keys: FleetKeys) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -69,6 +74,8 @@ async def _sign_anew(session: Session, keys: FleetKeys) -> tuple[tuple[str, ...]
     key = await asyncio.to_thread(lambda: keys.signing_key)
     done, left = list[str](), list[str]()
     for topic, one in known.items():
+        if session.fleet.is_for_revoked(topic):
+            continue
         text = session.topics.build(topic)
         fresh = signed_anew(session.topics, topic, one.payload, retired=retired, key=key)
         if fresh is None:
@@ -77,7 +84,7 @@ async def _sign_anew(session: Session, keys: FleetKeys) -> tuple[tuple[str, ...]
             left.append(text)
             continue
         await session.archive.call(partial(Registry.replace_payloads, payloads={one.event_id: fresh}))
-        await session.link.publish(text, fresh, is_retained=True)
+        await publish_kept(session, text, fresh, is_retained=True)
         done.append(text)
     return tuple(done), tuple(left)
 
