@@ -57,7 +57,6 @@ async def fetch(request: FetchRequest, settings: Settings, listener: Listener) -
         expected=request.checksum,
         format=request.format,
         sources=len(request.urls),
-        max_virtual_size=settings.policy.max_virtual_size,
         images=images_of(settings.policy),
         is_of_content=request.checksum_of is ChecksumOf.CONTENT,
     )
@@ -90,7 +89,7 @@ async def probe(
     """Ask every URL what a host would see there."""
     policy = settings.policy
     check_policy(replace(policy_of(policy), require_checksum=False), digest=None, urls=urls)
-    terms = Terms("", None, ImageFormat.AUTO, len(urls), policy.max_virtual_size, images=images_of(policy))
+    terms = Terms("", None, ImageFormat.AUTO, len(urls), images=images_of(policy))
     job = Job(session="", terms=terms, urls=urls, access=Access(headers))
     with disk_threads(settings) as executor:
         async with open_sources(settings, environment_of(settings, executor, typed=urls, tls=tls)) as sources:

@@ -68,7 +68,6 @@ def limits_of(settings: Settings) -> Limits:
         connections_per_source=transfer.connections_per_source,
         stall_timeout_s=transfer.stall_timeout_s,
         max_size=settings.policy.max_size,
-        max_virtual_size=settings.policy.max_virtual_size,
         schemes=settings.policy.allowed_protocols,
         weak_checksums=settings.policy.weak_checksums,
         require_checksum=settings.policy.require_checksum,
@@ -80,11 +79,12 @@ def limits_of(settings: Settings) -> Limits:
 
 
 def images_of(policy: PolicySettings) -> ImagePolicy:
-    """Give what the host accepts beside plain whole images."""
+    """Give what the host accepts of images."""
     return ImagePolicy(
         allow_encrypted=policy.allow_encrypted,
         allow_dirty=policy.allow_dirty,
         allow_snapshots=policy.allow_snapshots,
+        max_virtual_size=policy.max_virtual_size,
     )
 
 

@@ -28,7 +28,7 @@ from kvmwire.status import Failure
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What was asked for; the same for the whole session. Sizes are bytes, 0: no limit.
+    """What was asked for; the same for the whole session.
 
     ``is_of_content``: ``expected`` is of the content where the file is compressed, else of the file as it is served.
     """
@@ -37,7 +37,6 @@ class Terms:
     expected: Digest | None
     format: ImageFormat
     sources: int = 1
-    max_virtual_size: int = 0
     deadline: datetime | None = None
     images: ImagePolicy = ImagePolicy()
     is_of_content: bool = False
@@ -497,7 +496,7 @@ def _digests(stored: Stored | Unusable) -> tuple[dict[Algorithm, Digest], dict[A
 
 
 def _inspect(stored: Stored, terms: Terms) -> ImageHead:
-    check(stored.image, terms.format, policy=terms.images, max_virtual_size=terms.max_virtual_size)
+    check(stored.image, terms.format, policy=terms.images)
     return stored.image
 
 

@@ -53,7 +53,7 @@ class Assignment:
 
 
 def assignment(
-    record: HostRecord, key: ReplicaKey, template: RegisterData | None, *, max_virtual_size: int, images: ImagePolicy
+    record: HostRecord, key: ReplicaKey, template: RegisterData | None, *, images: ImagePolicy
 ) -> Assignment:
     """Build what a session needs. Without a template (a removal or a cancellation) the job has no sources."""
     wish, before = record.desired[key], record.replicas.get(key)
@@ -65,7 +65,6 @@ def assignment(
         expected=template.digest if template else None,
         format=template.format if template else ImageFormat.AUTO,
         sources=len(urls) + (sibling is not None),
-        max_virtual_size=max_virtual_size,
         deadline=wish.data.deadline,
         images=images,
         is_of_content=template is not None and template.checksum_of is ChecksumOf.CONTENT,

@@ -108,7 +108,7 @@ class Prober:
             check_credentials(data, self._rules.credentials)
         except KvmdError as exc:
             return [Finding(url, seconds=0.0, error=exc) for url in urls]
-        terms = Terms(data.template, data.digest, data.format, len(urls), limits.max_virtual_size, images=limits.images)
+        terms = Terms(data.template, data.digest, data.format, len(urls), images=limits.images)
         terms = replace(terms, is_of_content=data.checksum_of is ChecksumOf.CONTENT)
         job = Job(session="", terms=terms, urls=urls, access=access_of(data), size=data.size)
         return await survey(job, self._sources, limits=limits, clock=self._clock)

@@ -194,8 +194,7 @@ class Reconciler:
                 self._rules.policy, digest=template.digest, urls=[SourceUrl.parse(url) for url in template.urls]
             )
             check_credentials(template, self._rules.credentials)
-        limits = self._rules.limits
-        return assignment(self._record, key, template, max_virtual_size=limits.max_virtual_size, images=limits.images)
+        return assignment(self._record, key, template, images=self._rules.limits.images)
 
     def _check_unused(self, wish: Desired) -> None:
         """Raise InUseError where a replica is to go, and a machine's disk stands on it."""

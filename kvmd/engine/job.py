@@ -26,7 +26,6 @@ class Limits:
     connections_per_source: int = 4
     stall_timeout_s: float = 30.0
     max_size: int = 0
-    max_virtual_size: int = 0
     schemes: Collection[str] = ("http", "https")
     weak_checksums: bool = False
     require_checksum: bool = False

@@ -58,7 +58,6 @@ class Wish:
     format: ImageFormat = ImageFormat.AUTO
     size: int | None = None
     max_size: int = 0
-    max_virtual_size: int = 0
     expected: Digest | None = None
     images: ImagePolicy = ImagePolicy()
     decompress: bool = True
@@ -163,5 +162,5 @@ def judge_head(url: SourceUrl, head: Head, wish: Wish) -> ImageHead | None:
         if size is None and len(content) < HEAD_SIZE:
             return None
     image = inspect_head(content, size=size)
-    check(image, wish.format, policy=wish.images, max_virtual_size=wish.max_virtual_size)
+    check(image, wish.format, policy=wish.images)
     return image

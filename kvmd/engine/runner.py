@@ -328,10 +328,10 @@ class Session:
     @property
     def _packing(self) -> Packing | None:
         """How what is fetched is to be unpacked; None where it is the image itself."""
-        compression, limits = self._known_supply.compression, self._edges.limits
+        compression, limits, images = self._known_supply.compression, self._edges.limits, self._job.terms.images
         if compression is None:
             return None
-        bounds = Bounds.of(max_size=limits.max_size, max_virtual_size=limits.max_virtual_size, ratio=limits.max_ratio)
+        bounds = Bounds.of(max_size=limits.max_size, max_virtual_size=images.max_virtual_size, ratio=limits.max_ratio)
         return Packing(compression, bounds, self._job.algorithm, is_hasty=not self._has_checksum)
 
     async def _inspect(self, image: ImageHead) -> None:

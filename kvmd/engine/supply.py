@@ -62,7 +62,6 @@ class Supply:
             job.terms.format,
             size,
             limits.max_size,
-            limits.max_virtual_size,
             job.terms.served,
             job.terms.images,
             limits.decompress,

@@ -20,11 +20,12 @@ from kvmwire.events import ImageFormat
 
 @dataclass(frozen=True, slots=True)
 class ImagePolicy:
-    """What the host accepts beside plain whole images."""
+    """What the host accepts beside plain whole images, and up to which virtual size (bytes, 0: no limit)."""
 
     allow_encrypted: bool = False
     allow_dirty: bool = False
     allow_snapshots: bool = True
+    max_virtual_size: int = 0
 
 
 _USABLE_AS_RAW = frozenset({FoundFormat.RAW, FoundFormat.ISO, FoundFormat.LUKS})  # a hybrid ISO is a disk, too
@@ -42,10 +43,8 @@ _CONVERTERS = {
 }
 
 
-def judge(
-    found: ImageHead, wanted: ImageFormat, *, policy: ImagePolicy, max_virtual_size: int = 0
-) -> tuple[Refusal, ...]:
-    """Give every reason to refuse the image, the most telling first; sizes are bytes, 0: no limit."""
+def judge(found: ImageHead, wanted: ImageFormat, *, policy: ImagePolicy) -> tuple[Refusal, ...]:
+    """Give every reason to refuse the image, the most telling first."""
     if stranger := _stranger(found, wanted):
         return (stranger,)
     return (
@@ -53,13 +52,13 @@ def judge(
         *found.facts.refusals,
         *_mismatch(found, wanted),
         *_against_policy(found, policy),
-        *_oversize(found, max_virtual_size),
+        *_oversize(found, policy.max_virtual_size),
     )
 
 
-def check(found: ImageHead, wanted: ImageFormat, *, policy: ImagePolicy, max_virtual_size: int = 0) -> None:
+def check(found: ImageHead, wanted: ImageFormat, *, policy: ImagePolicy) -> None:
     """Raise the first reason to refuse the image, a ContentError."""
-    for refusal in judge(found, wanted, policy=policy, max_virtual_size=max_virtual_size):
+    for refusal in judge(found, wanted, policy=policy):
         raise refusal.error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from kvmd.core.image import Facts, FoundFormat, ImageHead, inspect_head
+from kvmd.core.image import Facts, FoundFormat, ImageHead, ImagePolicy, inspect_head
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.session import (
     Absent,
@@ -123,6 +123,6 @@ terms = st.builds(
     expected=st.none() | digests,
     format=st.sampled_from(ImageFormat),
     sources=st.integers(1, 3),
-    max_virtual_size=st.sampled_from([0, 1, SIZE]),
+    images=st.sampled_from([ImagePolicy(max_virtual_size=size) for size in (0, 1, SIZE)]),
     deadline=st.none() | moments,
 )

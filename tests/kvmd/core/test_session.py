@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmd.core.image import HEAD_SIZE, inspect_head
+from kvmd.core.image import HEAD_SIZE, ImagePolicy, inspect_head
 from kvmd.core.placement import Stored
 from kvmd.core.retry import ATTEMPT_CAP_S
 from kvmd.core.session import (
@@ -253,7 +253,7 @@ def test_the_pause_that_a_source_asks_for_is_honoured_up_to_its_cap(
     [
         (images.iso(2 << 20), replace(TERMS, format=ImageFormat.QCOW2), FailureCode.FORMAT_MISMATCH),
         (b"<html>log in</html>", TERMS, FailureCode.FORMAT_MISMATCH),
-        (images.qcow2(1 << 30), replace(TERMS, max_virtual_size=1 << 20), FailureCode.VIRTUAL_SIZE),
+        (images.qcow2(1 << 30), replace(TERMS, images=ImagePolicy(max_virtual_size=1 << 20)), FailureCode.VIRTUAL_SIZE),
         (b"QFI\xfb" + bytes(100), TERMS, FailureCode.IMAGE_UNSAFE),
     ],
 )

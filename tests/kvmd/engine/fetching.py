@@ -14,7 +14,7 @@ from typing import TypedDict
 
 from typing_extensions import Unpack
 
-from kvmd.app.parts import disk_threads, environment_of, inspector_of, keyring_of, limits_of, open_sources
+from kvmd.app.parts import disk_threads, environment_of, images_of, inspector_of, keyring_of, limits_of, open_sources
 from kvmd.clock import SystemClock
 from kvmd.config import Settings
 from kvmd.core.session import Cancelled, Failed, Ready, Started, State, Terms, Waiting
@@ -139,8 +139,8 @@ class Host:
         """Run one session beside others: only what it made itself is checked."""
         parsed = [SourceUrl.parse(url) for url in urls]
         digest = None if expected is None else digest_of(expected)
-        wanted, limit = asked.get("format", ImageFormat.AUTO), self.settings.policy.max_virtual_size
-        terms = Terms(name, digest, wanted, len(urls), limit, asked.get("deadline"))
+        wanted, accepted = asked.get("format", ImageFormat.AUTO), images_of(self.settings.policy)
+        terms = Terms(name, digest, wanted, len(urls), asked.get("deadline"), accepted)
         terms = replace(terms, is_of_content=asked.get("checksum_of") is ChecksumOf.CONTENT)
         states: list[State] = []
         progress: list[Progress] = []
