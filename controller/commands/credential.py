@@ -113,7 +113,7 @@ async def add_(invocation: Invocation) -> Exit:
         with detaching(output, f"kvmctl credential show {args.name}"):
             record, sent = await desk.hand_out(draft, material.secret)
             _tell_strangers(output, record, desk.recipients)
-            return await _finish(invocation, session, sent)
+            return await _finish(invocation, session, sent, if_none="nothing was published yet")
 
 
 async def revoke(invocation: Invocation) -> Exit:
@@ -123,14 +123,15 @@ async def revoke(invocation: Invocation) -> Exit:
         desk = await Desk.open(session)
         with detaching(invocation.output, f"kvmctl credential show {args.name}"):
             sent = await desk.revoke(args.name, list(dict.fromkeys(args.host)))
-            return await _finish(invocation, session, sent)
+            return await _finish(invocation, session, sent, if_none="nothing was published: it was taken back already")
 
 
 async def sync(invocation: Invocation) -> Exit:
     """Publish what is missing."""
     async with _open(invocation) as session:
         synced = await (await Desk.open(session)).sync()
-    invocation.output.show(*sent_views.sent(synced.sent))
+    if synced.sent or not synced.failures:
+        _show_sent(invocation.output, synced.sent, if_none="nothing was published: no enrolled host lacks anything")
     for failure in synced.failures:
         invocation.output.fail(failure)
     return Exit.DONE if not synced.failures else synced.failures[0].exit
@@ -169,10 +170,17 @@ async def _table(session: Session, wanted: str | None) -> sent_views.Rows:
     return views.credentials(found, records.values(), now=now_utc())
 
 
-async def _finish(invocation: Invocation, session: Session, sent: Sequence[Sent]) -> Exit:
+def _show_sent(output: Output, sent: Sequence[Sent], *, if_none: str) -> None:
+    if sent:
+        output.show(*sent_views.sent(sent))
+    else:
+        output.say(if_none)
+
+
+async def _finish(invocation: Invocation, session: Session, sent: Sequence[Sent], *, if_none: str) -> Exit:
     args, output = invocation.arguments, invocation.output
     if not args.wait:
-        output.show(*sent_views.sent(sent))
+        _show_sent(output, sent, if_none=if_none)
         return Exit.DONE
     if not sent:  # nobody is there who could have it, or all is done already; the table tells which
         output.show(*await _table(session, args.name))
@@ -245,8 +253,8 @@ def _tell_strangers(output: Output, record: Record, recipients: Sequence[Recipie
         output.say(
             f"not enrolled: {', '.join(strangers)}; it is sealed to them when they are: kvmctl enroll {strangers[0]}"
         )
-    if record.sealed is not None and not record.targets(recipients):
-        output.say("no host that it is for is enrolled yet: it is kept, and `kvmctl serve` hands it out when they are")
+    if not record.is_public and not record.targets(recipients):
+        output.say("no host that it is for is enrolled: it is kept, and `kvmctl serve` hands it out when one is")
     if record.excluded:
         output.say(
             f"not for {', '.join(record.excluded)}, where it was revoked; to hand it out there, name them with --host"

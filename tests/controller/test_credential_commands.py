@@ -248,6 +248,26 @@ async def test_rotation_to_fewer_hosts_takes_it_from_the_others(
         assert await listed(kvmctl) == {"kvm01": "installed", "kvm02": "revoked"}
 
 
+async def test_where_there_is_nothing_to_publish_nothing_is_called_published(
+    kvmctl: Kvmctl, fleet: EnrolledFleet, token: Path, authority: Authority
+) -> None:
+    fleet.enrol("kvm01")
+    secret = ("credential", "add", "images", "--for", ORIGIN, "--bearer", "--token-file", str(token))
+    public = ("credential", "add", "ca", "--for", ORIGIN, "--ca", str(authority.ca_file))
+    for words in (secret, public):
+        added = await kvmctl.run(*words, "--label", "zone=nowhere")
+        assert (added.code, added.stdout) == (0, "")
+        assert "no host that it is for is enrolled" in added.stderr
+        assert "nothing was published yet" in added.stderr
+    synced = await kvmctl.run("credential", "sync")
+    assert (synced.code, synced.stdout, synced.stderr) == (
+        0, "", "nothing was published: no enrolled host lacks anything\n",
+    )  # fmt: skip
+    assert "published" in (await kvmctl.run("credential", "revoke", "images")).stdout
+    again = await kvmctl.run("credential", "revoke", "images")
+    assert (again.code, again.stdout, again.stderr) == (0, "", "nothing was published: it was taken back already\n")
+
+
 async def test_expiry_is_told_a_month_ahead(broker: Broker, kvmctl: Kvmctl, fleet: EnrolledFleet, token: Path) -> None:
     key = fleet.enrol("kvm01")
     script = Script(expires=dt.datetime.now(dt.UTC) + dt.timedelta(days=20, hours=1))
