@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support import images
+from tests.support.keys import Keys
 from tests.support.programs import require_program
 from tests.support.tls import Authority
 from tests.support.waiting import eventually_blocking
@@ -53,6 +56,7 @@ ca = "/etc/kvmd/ca.pem"
 cert = "/etc/kvmd/controller.pem"
 key = "/etc/kvmd/controller.key"
 """
+SIGNED_ONLY = "/etc/kvmd/kvmd.toml.d/signed.toml"
 TAKEN_OVER = """#!/bin/sh
 exec 9>&2 2>/dev/null
 {
@@ -228,6 +232,29 @@ def test_a_pool_that_the_unit_does_not_name_waits_for_the_drop_in(machine: Conta
         lambda: replica(machine, "disk", "other").get("state") == "ready", what="the replica is ready", timeout_s=30
     )
     assert machine.read("/srv/images/disk") == IMAGE
+
+
+def test_signed_checksum_files_are_checked_by_gpgv(machine: Container, tmp_path: Path) -> None:
+    sums = f"{hashlib.sha256(IMAGE).hexdigest()}  disk.qcow2\n".encode()
+    with Keys() as keys:
+        keys.make("publisher")
+        keys.make("stranger")
+        ring = keys.export(tmp_path / "keyring.gpg", "publisher").read_bytes()
+        for name in ("publisher", "stranger"):
+            machine.write(f"/var/www/html/{name}/disk.qcow2", IMAGE)
+            machine.write(f"/var/www/html/{name}/SHA256SUMS", sums)
+            machine.write(f"/var/www/html/{name}/SHA256SUMS.gpg", keys.sign(sums, name))
+    machine.write("/etc/kvmd/keyring.gpg", ring)
+    machine.write(SIGNED_ONLY, '[policy]\nkeyring = "/etc/kvmd/keyring.gpg"\nrequire_checksum = true\n')
+    try:
+        machine.run("systemctl restart kvmd")
+        vouched = deploy(machine, "vouched", "publisher/disk.qcow2")
+        forged = deploy(machine, "forged", "stranger/disk.qcow2")
+    finally:
+        machine.run(f"rm {SIGNED_ONLY}; systemctl restart kvmd")
+    assert vouched["state"] == "ready", vouched
+    assert (forged["state"], forged["code"]) == ("failed", "EVENT_SIGNATURE"), forged
+    assert "gpgv says" in str(forged["message"])
 
 
 def test_after_kill_9_it_comes_back_with_all_it_had(machine: Container) -> None:
