@@ -36,7 +36,7 @@ def compression_of(head: bytes) -> Compression | None:
         return Compression.ZIP
     if _BZIP2.match(head):
         return Compression.BZIP2
-    return Compression.ZSTD if _after_skippable(head).startswith(ZSTD_MAGIC) else None
+    return Compression.ZSTD if head.startswith(ZSTD_MAGIC, _end_of_skippable(head)) else None
 
 
 def is_zstd_frame(data: bytes) -> bool:
@@ -44,10 +44,11 @@ def is_zstd_frame(data: bytes) -> bool:
     return data.startswith(ZSTD_MAGIC) or _SKIPPABLE.match(data) is not None
 
 
-def _after_skippable(head: bytes) -> bytes:
-    while _SKIPPABLE.match(head):
-        head = head[8 + int.from_bytes(head[4:8], "little") :]
-    return head
+def _end_of_skippable(head: bytes) -> int:
+    start = 0
+    while _SKIPPABLE.match(head, start):
+        start += 8 + int.from_bytes(head[start + 4 : start + 8], "little")
+    return start
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
+from kvmd.core.compression import compression_of
 from kvmd.core.image import iso, luks, qcow2, qed, vdi, vhd, vhdx, vmdk
 from kvmd.core.image.window import HEAD_SIZE, Window
 
@@ -69,10 +70,6 @@ _SIGNATURES = (
     (0, b"WithouFreSpacExt", FoundFormat.PARALLELS),
     (0, b"Bochs Virtual HD Image", FoundFormat.BOCHS),
     (0, b"#!/bin/sh\n#V2.0 Format\n", FoundFormat.CLOOP),
-    (0, b"\x1f\x8b\x08", FoundFormat.GZIP),
-    (0, b"\xfd7zXZ\0", FoundFormat.XZ),
-    (0, b"\x28\xb5\x2f\xfd", FoundFormat.ZSTD),
-    (0, b"PK\x03\x04", FoundFormat.ZIP),
     (0, b"PK\x05\x06", FoundFormat.ZIP),
     (0, b"\x04\x22\x4d\x18", FoundFormat.LZ4),
     (0, b"LZIP\x01", FoundFormat.LZIP),
@@ -92,7 +89,6 @@ _SIGNATURES = (
     (iso.MAGIC_OFFSET, iso.MAGIC, FoundFormat.ISO),
     (iso.MAGIC_OFFSET, iso.UDF_MAGIC, FoundFormat.ISO),
 )
-_BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]{0,4096}<(?:!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{4,512}\Z")
 _TEXT_SAMPLE = 512
@@ -105,8 +101,8 @@ def formats(window: Window) -> tuple[FoundFormat, ...]:
     found = [kind for offset, magic, kind in _SIGNATURES if head.startswith(magic, offset)]
     if _MARKUP.match(head):
         found.insert(0, FoundFormat.HTML)
-    if _BZIP2.match(head):
-        found.insert(0, FoundFormat.BZIP2)
+    if compression := compression_of(head):
+        found.insert(0, FoundFormat(compression.value))
     if vmdk.is_descriptor(head):
         found.insert(0, FoundFormat.VMDK)
     if not found and _TEXT.match(head[:_TEXT_SAMPLE]):

@@ -26,6 +26,11 @@ def test_what_is_not_compressed_stays_as_it_is(head: bytes) -> None:
     assert compression_of(head) is None
 
 
+def test_a_hostile_file_of_empty_frames_is_read_once() -> None:
+    """With a copy a frame this took half a minute."""
+    assert compression_of(b"\x50\x2a\x4d\x18\0\0\0\0" * (1 << 19)) is None
+
+
 def test_zeros_that_become_holes_have_no_ratio() -> None:
     Bounds(ratio=200).check(packed=10 * MIB, size=10_000 * MIB, data=100 * MIB)
 

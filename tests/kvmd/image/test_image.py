@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kvmd.core.image import (
     HEAD_LIMIT,
     HEAD_SIZE,
+    PACKED,
     Facts,
     FoundFormat,
     ImageHead,
@@ -25,6 +26,7 @@ from kvmd.errors import FormatMismatchError, ImageInvalidError, ImageUnsafeError
 from kvmwire.events import ImageFormat
 from tests.kvmd.image import zoo
 from tests.support import images
+from tests.support.packed import PACKERS
 
 MIB = 1 << 20
 POLICY = ImagePolicy()
@@ -50,6 +52,12 @@ def test_every_found_format_against_every_wanted_one(found: FoundFormat, wanted:
     refusals = judge(ImageHead(found), wanted, policy=POLICY)
     assert [refusal.kind for refusal in refusals] == ([] if found.value in accepted else [FormatMismatchError])
     assert all(refusal.error.hint for refusal in refusals)
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_no_compressed_file_passes_as_raw(kind: str) -> None:
+    packed = PACKERS[kind](images.raw())
+    assert inspect_head(packed[:HEAD_SIZE], size=len(packed)).format in PACKED
 
 
 @pytest.mark.parametrize("stranger", sorted(STRANGERS))
