@@ -25,7 +25,7 @@ from controller.commands.invocation import (
 from controller.credentials import views
 from controller.credentials.desk import Desk, no_fleet, unknown_credential
 from controller.credentials.known import known_credentials
-from controller.credentials.material import Given, Material, check_origins, read_material, split_header
+from controller.credentials.material import Given, Material, check_origins, read_material
 from controller.credentials.record import Recipient, Record
 from controller.credentials.standing import standings
 from controller.credentials.store import CredentialStore
@@ -37,7 +37,7 @@ from controller.publish import Sent, now_utc
 from controller.registry import Registry
 from controller.session import Session, open_session
 from controller.waiting import detaching, wait_settled
-from kvmwire.codes import Exit, WireError
+from kvmwire.codes import Exit
 from kvmwire.trust import ROOT
 
 
@@ -69,7 +69,7 @@ def _add_add(commands: Parsers) -> None:
         help="servers that it is for: https://HOST[:PORT], HOST may be *.DOMAIN",
     )  # fmt: skip
     parser.add_argument(
-        "--header", action="append", type=_header, default=[], metavar="'N: V'",
+        "--header", action="append", type=SecretStr, default=[], metavar="'N: V'",
         help="with this HTTP header; 'N' asks for its value, 'N: @FILE' and 'N: -' read it",
     )  # fmt: skip
     parser.add_argument("--header-file", type=Path, metavar="FILE", help="with the headers of this file, one a line")
@@ -265,13 +265,6 @@ def _name(text: str) -> str:
     if text == ROOT:
         raise argparse.ArgumentTypeError(f"{ROOT} is how the list of signing keys travels; see kvmctl keys")
     return name(text)
-
-
-def _header(text: str) -> tuple[str, SecretStr]:
-    try:
-        return split_header(text)
-    except WireError as exc:
-        raise argparse.ArgumentTypeError(exc.message) from None
 
 
 def _user(text: str) -> str:

@@ -7,11 +7,12 @@ a message.
 from __future__ import annotations
 
 import base64
+import contextlib
 import getpass
 import signal
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ _MAX_FILE = 256 * 1024
 class Given:
     """The options of one call, as they came."""
 
-    headers: Sequence[tuple[str, SecretStr]]
+    headers: Sequence[SecretStr]
     header_file: Path | None
     basic: str | None
     password_file: Path | None
@@ -76,21 +77,22 @@ class Material:
 
 def read_material(given: Given, *, now: datetime) -> Material:
     """Read, ask and check, by the rules of the hosts. Blocks. Raises ControlError; no message shows a secret."""
+    if (given.client_cert is None) != (given.key is None):
+        raise UsageError(
+            "--client-cert and --key belong together; nothing was published.", hint="Give both, each a PEM file."
+        )
     reader = _Reader()
-    try:
-        headers = _headers(given, reader)
+    headers = _headers(given, reader)
+    with _refusing(f"--ca {given.ca}: "):
         anchors = normal_pem(reader.file(given.ca)) if given.ca else ""
-        if (given.client_cert is None) != (given.key is None):
-            raise UsageError(
-                "--client-cert and --key belong together; nothing was published.", hint="Give both, each a PEM file."
-            )
-        certificate = normal_pem(reader.file(given.client_cert)) if given.client_cert else ""
-        key = SecretStr(reader.file(given.key, is_secret=True) if given.key else "")
         authorities = check_anchors(anchors, now=now) if anchors else None
+    with _refusing(f"--client-cert {given.client_cert}: "):
+        certificate = normal_pem(reader.file(given.client_cert)) if given.client_cert else ""
+    with _refusing(f"--client-cert {given.client_cert} --key {given.key}: "):
+        key = SecretStr(reader.file(given.key, is_secret=True) if given.key else "")
         pair = check_pair(certificate, key.get_secret_value(), now=now) if certificate else None
+    with _refusing():
         secret = _checked(headers, certificate, key) if headers or certificate else None
-    except WireError as exc:
-        raise ControlError(f"{exc.message} Nothing was published.", hint=exc.hint, code=exc.code) from None
     if secret is None and not anchors:
         raise UsageError(
             "credential add: nothing was given that a host could show or believe; nothing was published.",
@@ -99,6 +101,16 @@ def read_material(given: Given, *, now: datetime) -> Material:
     endings = [one for one in (pair, authorities) if one is not None and one.ends_soon(now)]
     reader.warnings += [f"{one.subject} ends at {one.not_after.isoformat()}: renew it in time" for one in endings]
     return Material(secret, anchors, pair, authorities, tuple(reader.warnings))
+
+
+@contextlib.contextmanager
+def _refusing(where: str = "", *, hint: str | None = None) -> Generator[None, None, None]:
+    """Say where what is refused stands, and nothing of what was read there; ``hint`` is for a better one than the code's own."""
+    try:
+        yield
+    except WireError as exc:
+        message = f"{where}{exc.message} Nothing was published."
+        raise ControlError(message, hint=hint or exc.hint, code=exc.code) from None
 
 
 def check_origins(texts: Iterable[str], material: Material, *, allow_http: bool) -> list[str]:
@@ -121,19 +133,19 @@ def check_origins(texts: Iterable[str], material: Material, *, allow_http: bool)
     return warnings
 
 
-def split_header(text: str) -> tuple[str, SecretStr]:
-    """Read ``Name: value``, ``Name: @FILE``, ``Name: -`` or the name alone. Raises WireError."""
+def _split(text: str) -> tuple[str, SecretStr]:
+    """Read ``Name: value``, ``Name: @FILE``, ``Name: -`` or the name alone. Raises ControlError."""
     name, _, value = text.partition(":")
-    return check_header_name(name.strip()), SecretStr(value.strip())
+    with _refusing(hint="Leave this header out, or correct its name: such as Authorization, X-Token or PRIVATE-TOKEN."):
+        return check_header_name(name.strip()), SecretStr(value.strip())
 
 
 def _headers(given: Given, reader: _Reader) -> dict[str, SecretStr]:
     found = list[tuple[str, SecretStr]]()
-    for name, value in given.headers:
+    for name, value in [_split(one.get_secret_value()) for one in given.headers]:
         found.append((name, reader.header_value(name, value)))
     if given.header_file is not None:
-        lines = reader.file(given.header_file, is_secret=True).splitlines()
-        found += [split_header(line) for line in lines if line.strip()]
+        found += _read_headers(given.header_file, reader)
     if given.basic is not None:
         password = reader.one_line(given.password_file, f"password of {given.basic}: ", "--password-file")
         pair = base64.b64encode(f"{given.basic}:{password.get_secret_value()}".encode()).decode()
@@ -142,7 +154,8 @@ def _headers(given: Given, reader: _Reader) -> dict[str, SecretStr]:
         token = reader.one_line(given.token_file, "token: ", "--token-file")
         found.append(("Authorization", SecretStr(f"Bearer {token.get_secret_value()}")))
     for name, value in found:
-        check_header_value(value.get_secret_value())
+        with _refusing(f"header {name}: ", hint="Correct the value: one line of printable characters."):
+            check_header_value(value.get_secret_value())
         if not value.get_secret_value():
             raise UsageError(f"header {name}: its value is empty; nothing was published.", hint="Give it a value.")
     names = [name.lower() for name, _ in found]
@@ -150,6 +163,20 @@ def _headers(given: Given, reader: _Reader) -> dict[str, SecretStr]:
     if twice is not None:
         raise UsageError(f"header {twice}: it was given twice; nothing was published.", hint="Give it once.")
     return dict(found)
+
+
+def _read_headers(path: Path, reader: _Reader) -> list[tuple[str, SecretStr]]:
+    """Read whole headers. A line without a name may be the secret itself: it is refused by its number."""
+    found = list[tuple[str, SecretStr]]()
+    for number, line in enumerate(reader.file(path, is_secret=True).splitlines(), 1):
+        if line.strip() and ":" not in line:
+            raise UsageError(
+                f"{path}, line {number}: expected NAME: VALUE; nothing was published.",
+                hint="Write one whole header a line.",
+            )
+        if line.strip():
+            found.append(_split(line))
+    return found
 
 
 def _checked(headers: dict[str, SecretStr], certificate: str, key: SecretStr) -> Secret:
