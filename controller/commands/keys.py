@@ -243,10 +243,11 @@ async def renew(invocation: Invocation) -> Exit:
 
 async def publish(invocation: Invocation) -> Exit:
     """Publish the list of keys as it is."""
-    return await _tell(invocation, await asyncio.to_thread(FleetKeys.open, invocation.settings.fleet))
+    keys = await asyncio.to_thread(FleetKeys.open, invocation.settings.fleet)
+    return await _tell(invocation, keys, is_changed=False)
 
 
-async def _tell(invocation: Invocation, keys: FleetKeys) -> Exit:
+async def _tell(invocation: Invocation, keys: FleetKeys, *, is_changed: bool = True) -> Exit:
     """Publish the list, and show who has taken it. Raises ControlError that says how to go on."""
     topics, output = invocation.settings.mqtt.topics, invocation.output
     filters = topics.host_filters() + topics.wanted_filters() + topics.handed_out_filters() + topics.receipt_filters()
@@ -255,7 +256,7 @@ async def _tell(invocation: Invocation, keys: FleetKeys) -> Exit:
             done = await distribute(session, keys)
             answers = await _answers(session, done.sent.event.id, done.sent.hosts)
     except ControlError as exc:
-        raise not_told(exc) from exc
+        raise not_told(exc, is_changed=is_changed) from exc
     online = {host for host in done.sent.hosts if session.fleet.is_online(host)}
     if output.is_json:
         row = {"generation": keys.trust.generation, "signed_anew": done.signed_anew, "not_signed_anew": done.left}

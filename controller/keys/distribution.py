@@ -105,10 +105,11 @@ async def _retained(session: Session) -> Mapping[EventTopic, _Retained]:
     return known
 
 
-def not_told(error: ControlError) -> ControlError:
-    """Say that the keys were changed here and that hosts do not know it yet."""
+def not_told(error: ControlError, *, is_changed: bool) -> ControlError:
+    """Say that hosts were not told which keys count, and whether these were changed here before."""
+    begin = "the keys were changed, but hosts were not told" if is_changed else "hosts were not told which keys count"
     told = ControlError(
-        f"the keys were changed, but hosts were not told: {error.message}",
+        f"{begin}: {error.message}",
         hint=f"{error.hint} Then tell them with: kvmctl keys publish",
         code=error.code,
     )

@@ -326,11 +326,16 @@ def _load(path: Path) -> PrivateKeyTypes:
     except OSError as exc:
         raise _unreadable(path, exc.strerror or str(exc)) from exc
     except (ValueError, TypeError) as exc:
-        raise _unreadable(path, "it holds no private key without a pass phrase, in PEM") from exc
+        why = "it holds no private key without a pass phrase, in PEM"
+        raise _unreadable(
+            path, why, hint="Name the right file, or restore it from the copy that was made of it."
+        ) from exc
 
 
 def _refuse_kind(path: Path, expected: str, key: PrivateKeyTypes) -> NoReturn:
-    raise _unreadable(path, f"expected a key for {expected}, got one of another kind ({type(key).__name__})")
+    why = f"expected a key for {expected}, got one of another kind ({type(key).__name__})"
+    hint = f"Name the file of the {expected} key, or restore it from the copy that was made of it."
+    raise _unreadable(path, why, hint=hint)
 
 
 def _unwritable(folder: Path, error: OSError) -> UsageError:
@@ -340,5 +345,5 @@ def _unwritable(folder: Path, error: OSError) -> UsageError:
     )
 
 
-def _unreadable(path: Path, why: str) -> UsageError:
-    return UsageError(f"{path}: it cannot be used: {why}.", hint="Run this as the owner of the file, or restore it.")
+def _unreadable(path: Path, why: str, *, hint: str = "Run this as the owner of the file, or restore it.") -> UsageError:
+    return UsageError(f"{path}: it cannot be used: {why}.", hint=hint)

@@ -125,11 +125,15 @@ async def test_a_rotation_without_a_broker_is_finished_by_publish(kvmctl: Kvmctl
 
     lost = await kvmctl.run("keys", "rotate", "--mqtt", "mqtt://127.0.0.1:9")
     between = fleet_of(kvmctl).trust
+    still_lost = await kvmctl.run("keys", "publish", "--mqtt", "mqtt://127.0.0.1:9")
     done = await kvmctl.run("keys", "publish")
     again = await kvmctl.run("keys", "publish", "--json")
 
-    assert lost.code == 4
+    assert (lost.code, still_lost.code) == (4, 4)
+    assert "the keys were changed, but hosts were not told" in lost.stderr
     assert "kvmctl keys publish" in lost.stderr
+    assert "were changed" not in still_lost.stderr
+    assert "hosts were not told which keys count" in still_lost.stderr
     assert done.code == 0, done.stderr
     assert "signed anew: kvmd/v1/register/deb12" in done.stderr
     assert again.rows[0]["signed_anew"] == []

@@ -170,4 +170,6 @@ async def test_a_key_of_another_kind_is_named_and_not_shown(kvmctl: Kvmctl) -> N
 
     assert done.code == 2
     assert "expected a key for Ed25519" in done.stderr.replace("\n", "")
+    assert "Name the file of the Ed25519 key" in done.stderr
+    assert "owner" not in done.stderr
     assert not [line for line in secrets_in(kvmctl.state) if line in done.stderr]
