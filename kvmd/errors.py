@@ -25,6 +25,7 @@ can do next; the code's usual one where nothing better is known).
 
 from __future__ import annotations
 
+import errno
 from typing import cast
 
 from kvmwire.codes import CODES, FailureCode, WireError
@@ -441,3 +442,22 @@ def source_error(error: WireError) -> SourceError:
     """Give the SourceError for what kvmwire says about a URL or a header."""
     kind = HeaderForbiddenError if error.code is FailureCode.HEADER_FORBIDDEN else UrlInvalidError
     return kind(error.message, hint=error.hint)
+
+
+def store_error(what: str, error: OSError) -> StoreError:
+    """Give the error for what the system says of a pool's file or folder. ``what`` begins the message: what was done, to what."""
+    return _store_error_class(error.errno)(f"{what}: {error.strerror or error}.")
+
+
+def _store_error_class(number: int | None) -> type[StoreError]:
+    match number:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return NoSpaceError
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            return PoolReadonlyError
+        case errno.ENOENT | errno.ENOTDIR | errno.ELOOP | errno.ENODEV | errno.ESTALE:
+            return PoolMissingError
+        case errno.EWOULDBLOCK | errno.EBUSY:
+            return InUseError
+        case _:
+            return StoreIoError

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvmd.core.console import TAIL
-from kvmd.errors import ExistsError, KvmdError, NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError
+from kvmd.errors import ExistsError, store_error
 
 MAX_CONSOLE = 4 << 20
 """A console's file is emptied beyond so many bytes: a guest must not fill the pool with words. virtlogd does so earlier."""
 _MODE = 0o600
 _NEW = ".new"
-_KINDS: Mapping[int, type[KvmdError]] = {
-    errno.ENOSPC: NoSpaceError,
-    errno.EDQUOT: NoSpaceError,
-    errno.ENOENT: PoolMissingError,
-    errno.ENOTDIR: PoolMissingError,
-    errno.EROFS: PoolReadonlyError,
-    errno.EACCES: PoolReadonlyError,
-    errno.EPERM: PoolReadonlyError,
-}
 
 
 def put(path: str, content: bytes, *, is_new: bool) -> bool:
@@ -88,8 +78,7 @@ def _translated(path: str) -> Generator[None]:
     try:
         yield
     except OSError as exc:
-        kind = _KINDS.get(exc.errno or 0, StoreIoError)
-        raise kind(f"the machine's file {path}: {exc.strerror}.") from exc
+        raise store_error(f"the machine's file {path}", exc) from exc
 
 
 def _sync_folder(path: str) -> None:

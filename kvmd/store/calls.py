@@ -9,15 +9,7 @@ import resource
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from kvmd.errors import (
-    InUseError,
-    KvmdError,
-    NoSpaceError,
-    OpenFilesError,
-    PoolMissingError,
-    PoolReadonlyError,
-    StoreIoError,
-)
+from kvmd.errors import OpenFilesError, store_error
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
@@ -80,18 +72,4 @@ def translated(what: str) -> Generator[None]:
     except OSError as exc:
         if exc.errno in {errno.EMFILE, errno.ENFILE}:
             raise OpenFilesError(what, limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0]) from exc
-        raise _error(exc)(f"{what}: {exc.strerror or exc}.") from exc
-
-
-def _error(exc: OSError) -> type[KvmdError]:
-    match exc.errno:
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return NoSpaceError
-        case errno.EROFS | errno.EACCES | errno.EPERM:
-            return PoolReadonlyError
-        case errno.ENOENT | errno.ENOTDIR | errno.ELOOP | errno.ENODEV | errno.ESTALE:
-            return PoolMissingError
-        case errno.EWOULDBLOCK | errno.EBUSY:
-            return InUseError
-        case _:
-            return StoreIoError
+        raise store_error(what, exc) from exc
