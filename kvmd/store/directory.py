@@ -22,8 +22,9 @@ from kvmd.ports import VolumeRequest
 from kvmd.store.calls import allocate, is_in_memory, translated
 from kvmd.store.hashing import digest_file
 from kvmd.store.inline import Inline
-from kvmd.store.looking import image_of, references_of
-from kvmd.store.partial import PARTIAL, PartialFiles, PartialVolume, placement_of
+from kvmd.store.looking import image_of, placement_of, references_of
+from kvmd.store.partial import PartialVolume
+from kvmd.store.staging import PARTIAL, PartialFiles
 from kvmd.store.unpacked import UnpackedVolume
 from kvmd.store.zeros import Allocation
 from kvmwire.digest import Algorithm

@@ -6,6 +6,8 @@ import os
 import stat
 
 from kvmd.core.image import ImageHead, inspect_file
+from kvmd.core.placement import Placement
+from kvmwire.digest import Digest
 
 _REFERRING = (b"QFI\xfb", b"QED\0")
 """First bytes of the formats that machines' disks have which read from another file."""
@@ -27,3 +29,8 @@ def references_of(name: str, *, folder: int) -> tuple[str, ...]:
         return image_of(fd, os.fstat(fd).st_size).facts.references
     finally:
         os.close(fd)
+
+
+def placement_of(found: os.stat_result, path: str, digest: Digest) -> Placement:
+    """Describe a file that was looked at."""
+    return Placement(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, digest)

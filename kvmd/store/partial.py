@@ -1,17 +1,14 @@
-"""A partial volume: a file in the pool's staging folder, its journal beside it, and a hash that follows the writes."""
+"""A partial volume: what is written and journaled of it, and a hash that follows the writes."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
-import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 from kvmd.core.checkpoint import Checkpoint
@@ -21,10 +18,11 @@ from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, KvmdError, StoreIoError
 from kvmd.log import get_logger
 from kvmd.ports import VolumeRequest
-from kvmd.store.calls import punch_hole, rename_exchange, rename_noreplace, translated
+from kvmd.store.calls import punch_hole, translated
 from kvmd.store.hashing import FrontierHash, Stopped, digest_part
 from kvmd.store.inline import Inline
-from kvmd.store.looking import image_of
+from kvmd.store.looking import image_of, placement_of
+from kvmd.store.staging import VOLUME_MODE, PartialFiles
 from kvmd.store.zeros import Allocation, may_hold_zeros, zero_runs
 from kvmwire.digest import Algorithm, Digest
 
@@ -32,164 +30,7 @@ log = get_logger(__name__)
 
 COPY_STEP = 64 * 1024 * 1024
 COPY_BLOCK = 1024 * 1024
-MAX_CHECKPOINT = 8 * 1024 * 1024
-_VOLUME_MODE = 0o644
 T = TypeVar("T")
-
-
-PARTIAL = re.compile(r"(?P<name>.+)\.(?P<key>[0-9a-f]{16})\.(?P<kind>part|packed|next|json|json\.new)")
-"""Names of the files of partial volumes."""
-
-
-class PartialFiles:
-    """The files of a partial volume, by name inside open folders; ``path`` is the final one. Blocking: call it from a thread.
-
-    ``part`` becomes the volume. Where that is unpacked on the way, what was downloaded lies in ``packed``. ``next`` is what trades
-    places with an older volume, before and after: nobody writes to a file of this name.
-    """
-
-    def __init__(self, *, pool: int, staging: int, path: Path, key: str) -> None:
-        name = path.name
-        self.pool = pool
-        self.staging = staging
-        self.path = path
-        self.name = name
-        self.part = f"{name}.{key}.part"
-        self.packed = f"{name}.{key}.packed"
-        self.next = f"{name}.{key}.next"
-        self.journal = f"{name}.{key}.json"
-
-    def open(self) -> int:
-        """Open or make the data file, locked against every other process. Raises OSError (EWOULDBLOCK where it is locked)."""
-        while True:
-            fd = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self.is_still_named(fd):
-                    return fd
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)
-
-    def open_packed(self) -> int:
-        """Open or make the file of compressed data; who holds ``part`` owns it, too."""
-        return os.open(self.packed, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging)
-
-    def is_still_named(self, fd: int) -> bool:
-        """Whether the open file is still the one of that name: its last owner may have renamed or deleted it."""
-        try:
-            named = os.stat(self.part, dir_fd=self.staging, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(named, os.fstat(fd))
-
-    def read_journal(self) -> Checkpoint | None:
-        """Read the journal; None where there is none that can be trusted."""
-        try:
-            fd = os.open(self.journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.staging)
-        except OSError:
-            return None
-        with os.fdopen(fd, "rb") as file:
-            return Checkpoint.decode(file.read(MAX_CHECKPOINT))
-
-    def write_journal(self, checkpoint: Checkpoint) -> None:
-        """Replace the journal atomically. What it says was true before too, so the folder needs no sync."""
-        temporary = self.journal + ".new"
-        fd = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging
-        )
-        with os.fdopen(fd, "wb") as file:
-            file.write(checkpoint.encode())
-            file.flush()
-            os.fdatasync(fd)
-        os.rename(temporary, self.journal, src_dir_fd=self.staging, dst_dir_fd=self.staging)
-
-    def open_finished(self, placement: Placement) -> int | None:
-        """Open a finished volume of the pool for reading; None where that very file is not there any more."""
-        try:
-            name = placement.path.rpartition("/")[2]
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.pool)
-        except OSError:
-            return None
-        if placement_of(os.fstat(fd), placement.path, placement.digest).is_same_file(placement):
-            return fd
-        os.close(fd)
-        return None
-
-    def forget(self) -> None:
-        """Delete the journal, and what a crash left of writing it."""
-        self._unlink(self.journal + ".new")
-        self._unlink(self.journal)
-
-    def forget_without_data(self) -> None:
-        """Delete the journal of data that is not there any more, because it has become the volume."""
-        try:
-            os.stat(self.part, dir_fd=self.staging, follow_symlinks=False)
-        except FileNotFoundError:
-            self.forget()
-            self._unlink(self.packed)
-            self._unlink(self.next)
-
-    def delete(self) -> None:
-        """Delete everything; the journal first, because it must never speak of data that is gone."""
-        self.forget()
-        self._unlink(self.packed)
-        self._unlink(self.next)
-        self._unlink(self.part)
-
-    def publish(self, fd: int, *, replaces: Placement | None) -> None:
-        """Give the data its final name. Raises FileExistsError where another file than ``replaces`` has it."""
-        os.fchmod(fd, _VOLUME_MODE)
-        os.fsync(fd)
-        try:
-            rename_noreplace(self.part, self.name, old_dir=self.staging, new_dir=self.pool)
-        except FileExistsError:
-            if replaces is None:
-                raise
-            self._exchange(replaces)
-        os.fsync(self.pool)
-        self.forget()
-        self._unlink(self.packed)
-        self._unlink(self.next)
-
-    def _exchange(self, old: Placement) -> None:
-        """Let the data trade places with the old volume, which lies under ``next`` then. Raises FileExistsError.
-
-        Under ``part`` it must never lie: whoever goes on with a partial volume writes to that.
-        """
-        if not self._is_at(self.name, self.pool, old):
-            raise FileExistsError(errno.EEXIST, "another file than the one to replace has the name")
-        os.rename(self.part, self.next, src_dir_fd=self.staging, dst_dir_fd=self.staging)
-        try:
-            self._trade(old)
-        except OSError:
-            os.rename(self.next, self.part, src_dir_fd=self.staging, dst_dir_fd=self.staging)
-            raise
-        os.fsync(self.staging)
-
-    def _trade(self, old: Placement) -> None:
-        if not rename_exchange(self.next, self.name, one_dir=self.staging, other_dir=self.pool):
-            raise FileExistsError(errno.EEXIST, "the pool's filesystem cannot exchange the names of two files")
-        if not self._is_at(self.next, self.staging, old):  # somebody was faster: give back what was taken
-            rename_exchange(self.next, self.name, one_dir=self.staging, other_dir=self.pool)
-            raise FileExistsError(errno.EEXIST, "another file than the one to replace has the name")
-
-    def _is_at(self, name: str, folder: int, placement: Placement) -> bool:
-        try:
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return placement_of(found, placement.path, placement.digest).is_same_file(placement)
-
-    def close(self) -> None:
-        """Close the folders."""
-        os.close(self.staging)
-        os.close(self.pool)
-
-    def _unlink(self, name: str) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self.staging)
 
 
 class PartialVolume:
@@ -394,7 +235,7 @@ class PartialVolume:
 
     def _open_sealed(self) -> int:
         """Open it anew: through this descriptor nobody can write. Others reach it through nothing else, for its folder is closed."""
-        os.fchmod(self._result, _VOLUME_MODE)
+        os.fchmod(self._result, VOLUME_MODE)
         return os.open(f"/proc/self/fd/{self._result}", os.O_RDONLY | os.O_CLOEXEC)
 
     def _commit(self, replaces: Placement | None) -> Placement:
@@ -423,8 +264,3 @@ class PartialVolume:
         finally:
             os.close(self._fd)
             self._files.close()
-
-
-def placement_of(found: os.stat_result, path: str, digest: Digest) -> Placement:
-    """Describe a file that was looked at."""
-    return Placement(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, digest)

@@ -11,8 +11,8 @@ from kvmd.core.ranges import RangeSet
 from kvmd.errors import ContentError, SourceError
 from kvmd.ports import VolumeRequest
 from kvmd.store.calls import translated
-from kvmd.store.looking import image_of
-from kvmd.store.partial import PartialVolume, placement_of
+from kvmd.store.looking import image_of, placement_of
+from kvmd.store.partial import PartialVolume
 from kvmd.store.unpacking import Unpacking
 from kvmd.store.zeros import Allocation
 
