@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from pathlib import Path
 
 import psutil
@@ -86,8 +87,9 @@ async def test_a_daemon_enrolled_later_gets_it_from_a_running_controller(
         host = Daemon(tmp_path / "host", broker.url, host="kvm02", tables=fleet.tables("kvm02", tmp_path / "trust"))
         async with broker.client() as client, running(host):
             await client.subscribe("kvmd/v1/status/#")
-            await client.received_on("kvmd/v1/status/kvm02/credential/images")
+            said = await client.received_on("kvmd/v1/status/kvm02/credential/images")
             await host.has_logged("credential", credential="images", state="installed")
+            assert json.loads(said.payload)["state"] == "installed"
 
 
 async def test_the_secret_can_be_read_nowhere(

@@ -56,7 +56,10 @@ def test_a_fleet_is_made_whole_or_not_at_all(tmp_path: Path, call: str) -> None:
     while is_killed(call, count, "controller", "keys", "init", folder=tmp_path) and not fleet.exists():
         count += 3  # there are many alike
 
-    whole(fleet)
+    keys = whole(fleet)
+    assert {keys.certificate(name).issuer for name in ("broker.pem", "controller.pem")} == {
+        keys.certificate("ca.pem").subject
+    }
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -93,6 +93,7 @@ async def test_an_event_that_was_stored_but_never_sent_reaches_the_host(
     async with host.running(), serving(kvmctl, tmp_path):
         await eventually(lambda: host.received, what="the event arrives")
         await eventually_receipted(kvmctl, "kvm01")
+    assert {event.topic for event in host.received} == {RegisterTopic("deb12")}
 
 
 async def test_a_lost_receipt_is_asked_for_again(broker: Broker, kvmctl: Kvmctl, tmp_path: Path) -> None:
@@ -113,6 +114,7 @@ async def test_a_host_that_was_never_seen_before_is_followed_too(
         host.script.silent_for = 1  # its retained copy is lost on it
         async with host.running():
             await eventually_receipted(kvmctl, "kvm77")
+    assert len(host.received) >= 2, "it was sent again"
 
 
 async def test_the_registry_is_filled_again_after_its_file_was_deleted(
@@ -127,8 +129,10 @@ async def test_the_registry_is_filled_again_after_its_file_was_deleted(
             return [topic for topic, _ in await asyncio.to_thread(kvmctl.history)] == [REGISTER]
 
         await eventually(is_known, what="the event is in the registry again")
+        before = await retained(broker, REGISTER)
         await asyncio.to_thread(broker.restart, wipe=True)
         await eventually(lambda: retained(broker, REGISTER), what="it is restored from the new registry")
+        assert await retained(broker, REGISTER) == before
 
 
 async def test_a_damaged_registry_is_put_aside(broker: Broker, kvmctl: Kvmctl, tmp_path: Path) -> None:
@@ -256,3 +260,4 @@ async def test_receipts_that_could_not_be_written_are_written_later(
             database.execute("ALTER TABLE hidden RENAME TO receipt")
             database.commit()
         await eventually_receipted(kvmctl, "kvm02")
+    assert kvmctl.history() == [(REGISTER, {"kvm01", "kvm02"})]
