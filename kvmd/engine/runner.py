@@ -42,8 +42,8 @@ from kvmd.core.session import (
     Sealed,
     State,
     Waiting,
-    step,
 )
+from kvmd.core.transitions import step
 from kvmd.engine.discovery import discovered
 from kvmd.engine.job import Job, Limits
 from kvmd.engine.lineup import Lineup

@@ -28,7 +28,6 @@ from kvmd.core.session import (
     Failed,
     Fetch,
     Fetched,
-    IllegalTransitionError,
     Input,
     Inspect,
     LookedUp,
@@ -50,8 +49,8 @@ from kvmd.core.session import (
     Terms,
     Verifying,
     Waiting,
-    step,
 )
+from kvmd.core.transitions import IllegalTransitionError, step
 from kvmwire.codes import FailureCode
 from kvmwire.events import ImageFormat
 from kvmwire.status import Failure
