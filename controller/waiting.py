@@ -8,8 +8,10 @@ from collections.abc import Callable, Generator, Sequence
 
 from controller.outcome import Phase, Standing
 from controller.output import Output
+from controller.publish import Sent
 from controller.screen import open_screen
 from controller.session import Session
+from kvmwire.status import Receipt
 
 
 @contextlib.contextmanager
@@ -46,6 +48,23 @@ async def wait_settled(
             pending = ", ".join(f"{one.host} ({one.state})" for one in standings() if not one.is_settled)
             output.say(f"not done in time: {pending}. It goes on by itself; watch it with: {how_to_watch}")
     return standings()
+
+
+async def wait_answered(session: Session, sent: Sequence[Sent], *, timeout_s: float) -> dict[str, Receipt]:
+    """Give the answers by host when every host that listens has answered, or when the time is up."""
+
+    def found() -> dict[str, Receipt]:
+        return {host: receipt for one in sent for host, receipt in session.receipts.get(one.event.id, {}).items()}
+
+    def is_complete() -> bool:
+        answered = found()
+        asked = (host for one in sent for host in one.hosts)
+        return all(host in answered for host in asked if session.fleet.is_online(host))
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await session.until(is_complete)
+    return found()
 
 
 def _name_missing(output: Output, standings: Sequence[Standing], timeout_s: float | None) -> None:

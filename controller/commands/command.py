@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-
 from controller import views
 from controller.commands.invocation import Invocation, Parsers, add_hosts, add_parser, duration_s, name, no_host
 from controller.errors import ControlError
 from controller.fleet import Fleet
 from controller.outcome import receipt_exit
-from controller.publish import Sent, commands, now_utc, publish
-from controller.session import Session, open_session
+from controller.publish import commands, now_utc, publish
+from controller.session import open_session
+from controller.waiting import wait_answered
 from kvmwire.codes import Exit, FailureCode
 from kvmwire.events import CommandData
-from kvmwire.status import Receipt
 from kvmwire.topics import Verb
 
 _DEFAULT_WAIT_S = 10.0
@@ -70,7 +67,7 @@ async def _command(invocation: Invocation, verb: Verb) -> Exit:
         offline = sorted(host for host in hosts if not session.fleet.is_online(host))
         if offline:
             output.say(f"not listening now: {', '.join(offline)}; `kvmctl serve` sends it for an hour when they come")
-        answers = await _answers(session, sent, args.timeout)
+        answers = await wait_answered(session, sent, timeout_s=args.timeout)
         output.show(*views.receipts(answers[host] for host in sorted(answers)))
         silent = sorted(hosts - answers.keys() - set(offline))
         if silent:
@@ -86,22 +83,3 @@ def _check_known(fleet: Fleet, verb: Verb, template: str) -> None:
             hint="See what there is with: kvmctl templates, kvmctl replicas",
             code=FailureCode.TEMPLATE_UNKNOWN,
         )
-
-
-async def _answers(session: Session, sent: Sequence[Sent], timeout_s: float) -> dict[str, Receipt]:
-    """Wait until every host that listens has answered, or the time is up."""
-
-    def found() -> dict[str, Receipt]:
-        return {host: receipt for one in sent for host, receipt in session.receipts.get(one.event.id, {}).items()}
-
-    def is_complete() -> bool:
-        answered = found()
-        asked = (host for one in sent for host in one.hosts)
-        return all(host in answered for host in asked if session.fleet.is_online(host))
-
-    try:
-        async with asyncio.timeout(timeout_s):
-            await session.until(is_complete)
-    except TimeoutError:
-        return found()
-    return found()

@@ -98,10 +98,18 @@ def duration_s(text: str) -> float:
     return float(match[1]) * _UNITS_S[match[2] or "s"]
 
 
+def duration(text: str) -> timedelta:
+    """Read a time span that can be added to a time."""
+    try:
+        return timedelta(seconds=duration_s(text))
+    except OverflowError:
+        raise argparse.ArgumentTypeError(f"{text[:80]!a}: expected a shorter time") from None
+
+
 def deadline(text: str) -> datetime:
     """Read a moment as of RFC 3339, or a time span from now on."""
     try:
-        return datetime.now(UTC) + timedelta(seconds=duration_s(text))
+        return datetime.now(UTC) + duration(text)
     except (argparse.ArgumentTypeError, OverflowError):
         pass
     try:

@@ -7,7 +7,7 @@ import asyncio
 import re
 import socket
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from controller import views
 from controller.archive import open_archive
-from controller.commands.invocation import Invocation, Parsers, add_parser, duration_s, name
+from controller.commands.invocation import Invocation, Parsers, add_parser, duration, name
 from controller.credentials.clearing import clear_revoked
 from controller.errors import ControlError
 from controller.keys import listing
@@ -27,13 +27,13 @@ from controller.keys.register import FleetRegister
 from controller.keys.rotation import rotated, with_host_revoked, with_key_revoked
 from controller.keys.setting_up import write_settings
 from controller.outcome import receipt_exit
-from controller.session import Session, open_session
+from controller.session import open_session
+from controller.waiting import wait_answered
 from kvmwire.codes import Exit
-from kvmwire.status import Receipt
 from kvmwire.trust import PUBLISHER_ROLES, Role
 
 _OVERLAP = "7d"
-_ANSWERS_S = 10.0
+_ANSWERS_S = 10.0  # not for long: the list is retained
 _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _PATTERN = re.compile(r"[A-Za-z0-9.*?_:\[\]-]{1,253}")
 
@@ -48,7 +48,7 @@ def add(parsers: Parsers) -> None:
     add_parser(inner, "list", show, "keys, certificates, hosts and publishers, and until when they are good")
     turned = add_parser(inner, "rotate", rotate, "sign with a new key from now on, and tell all hosts")
     turned.add_argument(
-        "--overlap", type=_overlap, default=_OVERLAP, metavar="TIME", help=f"believe the old key so long; {_OVERLAP}"
+        "--overlap", type=duration, default=_OVERLAP, metavar="TIME", help=f"believe the old key so long; {_OVERLAP}"
     )
     taken = add_parser(inner, "revoke", revoke, "refuse a key or a host from now on")
     which = taken.add_mutually_exclusive_group(required=True)
@@ -88,13 +88,6 @@ def _pattern(text: str) -> str:
     if _PATTERN.fullmatch(text) is None:
         raise argparse.ArgumentTypeError(f"{text[:80]!a}: expected a pattern such as *.example.org")
     return text
-
-
-def _overlap(text: str) -> timedelta:
-    try:
-        return timedelta(seconds=duration_s(text))
-    except OverflowError:
-        raise argparse.ArgumentTypeError(f"{text[:80]!a}: expected a shorter time") from None
 
 
 async def init(invocation: Invocation) -> Exit:
@@ -254,7 +247,7 @@ async def _tell(invocation: Invocation, keys: FleetKeys, *, is_changed: bool = T
     try:
         async with open_session(invocation.settings, filters) as session:
             done = await distribute(session, keys)
-            answers = await _answers(session, done.sent.event.id, done.sent.hosts)
+            answers = await wait_answered(session, [done.sent], timeout_s=_ANSWERS_S)
     except ControlError as exc:
         raise not_told(exc, is_changed=is_changed) from exc
     online = {host for host in done.sent.hosts if session.fleet.is_online(host)}
@@ -275,20 +268,6 @@ async def _tell(invocation: Invocation, keys: FleetKeys, *, is_changed: bool = T
     if silent:
         output.say(f"no answer yet from: {', '.join(silent)}; the list is retained, they get it when they come")
     return receipt_exit(online & answers.keys(), answers)
-
-
-async def _answers(session: Session, event: str, hosts: frozenset[str]) -> dict[str, Receipt]:
-    """Wait for the hosts that listen, but not for long: the list is retained."""
-
-    def found() -> dict[str, Receipt]:
-        return session.receipts.get(event, {})
-
-    try:
-        async with asyncio.timeout(_ANSWERS_S):
-            await session.until(lambda: all(h in found() for h in hosts if session.fleet.is_online(h)))
-    except TimeoutError:
-        pass
-    return dict(found())
 
 
 def _changed(folder: Path, change: Callable[[FleetRegister], FleetRegister]) -> FleetKeys:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from controller.commands.invocation import Invocation, Parsers, add_parser, duration_s
+from controller.commands.invocation import Invocation, Parsers, add_parser, duration
 from controller.errors import ControlError, UsageError
 from controller.keys.keyring import load_signing_key
 from controller.keys.signer import Signer
@@ -28,17 +27,10 @@ def add(parsers: Parsers) -> None:
     parser.add_argument("--key", type=Path, metavar="FILE", help="Ed25519 key (PEM), such as a publisher's signing.key")
     parser.add_argument(
         "--expires",
-        type=_life,
+        type=duration,
         metavar="TIME",
         help="hosts refuse it 5 minutes afterwards (clocks differ); 1h for commands, else never",
     )
-
-
-def _life(text: str) -> timedelta:
-    try:
-        return timedelta(seconds=duration_s(text))
-    except OverflowError:
-        raise argparse.ArgumentTypeError(f"{text[:80]!a}: expected a shorter time") from None
 
 
 async def sign(invocation: Invocation) -> Exit:
