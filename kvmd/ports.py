@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -356,8 +356,8 @@ class MachineJournal(Protocol):
 class Hypervisor(Protocol):
     """Makes and runs virtual machines. Errors: MachineError, ExistsError, NoSpaceError, HypervisorUnreachableError..."""
 
-    async def look(self) -> Mapping[str, Domain]:
-        """Give all domains by their names."""
+    async def look(self, names: Collection[str]) -> Mapping[str, Domain]:
+        """Give those of these domains that there are, by their names."""
         ...
 
     async def make(self, spec: DomainSpec, files: MachineFiles, *, is_new: bool) -> None:

@@ -108,7 +108,7 @@ class Machines:
         if not todo:
             return
         try:
-            domains = await self._hypervisor.look()
+            domains = await self._hypervisor.look({wish.machine.name for wish, _ in todo})
         except KvmdError as exc:
             for wish, step in todo:
                 if step is not Step.WATCH:

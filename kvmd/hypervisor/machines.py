@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
@@ -36,9 +36,11 @@ class LibvirtMachines:
         self._executor = executor
         self._acceleration = acceleration
 
-    async def look(self) -> Mapping[str, Domain]:
+    async def look(self, names: Collection[str]) -> Mapping[str, Domain]:
         """See the port."""
-        return await self._connection.call(_domains, what="looking at the machines", otherwise=MachineError)
+        return await self._connection.call(
+            lambda connect: _domains(connect, names), what="looking at the machines", otherwise=MachineError
+        )
 
     async def make(self, spec: DomainSpec, files: MachineFiles, *, is_new: bool) -> None:
         """See the port."""
@@ -102,10 +104,11 @@ def _delete_files(files: MachineFiles) -> None:
     own.delete_rotated(files.console)
 
 
-def _domains(connect: virConnect) -> Mapping[str, Domain]:
+def _domains(connect: virConnect, names: Collection[str]) -> Mapping[str, Domain]:
+    """Describe these domains; the list tells all names at once, everything else costs a question for each."""
     libvirt = load_libvirt()
     found: dict[str, Domain] = {}
-    for one in connect.listAllDomains(0):
+    for one in [one for one in connect.listAllDomains(0) if one.name() in names]:
         with suppress(libvirt.libvirtError):  # gone in between
             found[one.name()] = Domain(one.UUIDString(), _power(one), provenance_of(one.XMLDesc(0)))
     return found
