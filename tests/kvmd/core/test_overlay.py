@@ -24,7 +24,8 @@ def test_qemu_img_finds_no_fault(tmp_path: Path, size: int, backing: Backing | N
     path.write_bytes(overlay(size, backing))
 
     info = json.loads(_qemu_img("info", "-f", "qcow2", "--output=json", path))
-    _qemu_img("check", "-f", "qcow2", path) if backing is None else None
+    if backing is None:
+        _qemu_img("check", "-f", "qcow2", path)
     assert info["virtual-size"] == size
     assert info["format"] == "qcow2"
     assert info.get("backing-filename") == (backing.path if backing else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -95,7 +96,7 @@ async def test_a_driver_without_a_server_is_fine() -> None:
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "libvirt", None)
+    monkeypatch.setitem(sys.modules, "libvirt", None)
     with pytest.raises(ConfigError, match="libvirt-python") as caught:
         load_libvirt.__wrapped__()
     assert "kvmd[libvirt]" in caught.value.hint
