@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from controller import log
 from controller.errors import RegistryError
+from controller.keys.files import give_to_owner_of
 from kvmwire.status import Receipt
 
 SCHEMA_VERSION = 1
@@ -186,7 +186,8 @@ class Registry:
             with (self.path.parent / "registry.lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._db = self._open_or_replace()
-                _give_to_owner(self.path.parent, lock.name, self.path)
+                for file in (Path(lock.name), self.path):  # SQLite does so with its own files
+                    give_to_owner_of(self.path.parent, file)
         except OSError as exc:
             raise self._unusable(exc.strerror or str(exc)) from exc
         self._inode = _inode(self.path)
@@ -285,14 +286,6 @@ def _inode(path: Path) -> int:
         return path.stat().st_ino
     except FileNotFoundError:
         return 0
-
-
-def _give_to_owner(folder: Path, *files: str | Path) -> None:
-    """Let the folder's owner, such as the service's user, write what root makes there; SQLite does so with its own files."""
-    if os.geteuid() == 0:
-        owner = folder.stat()
-        for file in files:
-            os.chown(file, owner.st_uid, owner.st_gid)
 
 
 def _free_name(path: Path) -> Path:
