@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -72,6 +72,11 @@ def some(names: Iterable[str]) -> str:
     found = list(names)
     hidden = len(found) - _NAMED
     return ", ".join(found[:_NAMED]) + (f" and {hidden} more" if hidden > 0 else "")
+
+
+def pairs(labels: Mapping[str, str]) -> str:
+    """Write labels, in the order of their names."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def short(checksum: str | None) -> str:

@@ -11,7 +11,7 @@ from controller.fleet import Fleet
 from controller.outcome import Phase, Standing
 from controller.publish import Sent
 from controller.registry import Stored
-from controller.sheet import Sheet, moment, short, size, some, state
+from controller.sheet import Sheet, moment, pairs, short, size, some, state
 from kvmwire.events import RegisterData
 from kvmwire.source import redact
 from kvmwire.status import MachineStatus, ProbeStatus, Progress, Receipt, ReplicaState, ReplicaStatus
@@ -30,7 +30,6 @@ def hosts(fleet: Fleet) -> Rows:
     for name, host in sorted(fleet.hosts.items()):
         rows.append({"kind": "host", **host.model_dump(mode="json"), "ready": ready[name]})
         pools = ", ".join(f"{p.name} {p.state.value} {size(p.available)} free" for p in host.pools)
-        labels = ", ".join(f"{key}={value}" for key, value in sorted(host.labels.items()))
         shown.add_row(
             name,
             state(host.state.value),
@@ -38,7 +37,7 @@ def hosts(fleet: Fleet) -> Rows:
             ready[name],
             moment(host.since or host.started),
             pools,
-            labels,
+            pairs(host.labels),
         )
     return rows, shown
 

@@ -15,7 +15,7 @@ from controller.keys.handing import prepared
 from controller.keys.keyring import FleetKeys
 from controller.keys.register import EnrolledHost, FleetRegister
 from controller.keys.setting_up import broker_url
-from controller.sheet import Sheet
+from controller.sheet import Sheet, pairs
 from kvmwire.codes import Exit, WireError
 from kvmwire.enrolment import MAX_FILE_SIZE, Applicant, read_request
 
@@ -55,9 +55,8 @@ async def enroll(invocation: Invocation) -> Exit:
     output, args = invocation.output, invocation.arguments
     register, host, out = await asyncio.to_thread(_enroll, args, invocation.settings)
     shown = Sheet("enrolled", "host", "until", "sealing key", wide=("labels", "bundle"))
-    labels = ", ".join(f"{key}={value}" for key, value in host.labels.items())
     until = f"{host.not_after:%Y-%m-%d}" if host.not_after else "-"
-    shown.add_row(host.name, until, host.sealing_keyid, labels, str(out))
+    shown.add_row(host.name, until, host.sealing_keyid, pairs(host.labels), str(out))
     row = {"kind": "enrolled", "host": host.name, "labels": host.labels, "not_after": host.not_after}
     output.show([{**row, "sealing_key": host.sealing_keyid, "bundle": str(out)}], shown)
     broker = invocation.settings.mqtt

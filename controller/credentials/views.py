@@ -7,7 +7,7 @@ from datetime import datetime
 
 from controller.credentials.record import Record
 from controller.credentials.standing import HostCredential
-from controller.sheet import Sheet, moment, state
+from controller.sheet import Sheet, moment, pairs, state
 from controller.views import Row, Rows
 from kvmwire.certificates import WARN_BEFORE
 from kvmwire.events import Ensure, HostLabels
@@ -119,7 +119,7 @@ def _selection(record: Record) -> str:
         case "all":
             return "all hosts"
         case HostLabels(labels=labels):
-            return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))
+            return pairs(labels)
         case names:
             return ", ".join(names)
 

@@ -22,7 +22,6 @@ CA_LIFE = timedelta(days=3652)
 LEAF_LIFE = timedelta(days=731)
 SKEW = timedelta(minutes=5)
 """So far a certificate reaches back, for hosts whose clock is late."""
-EXPIRY_WARNING = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from typing import Any
 from cryptography.hazmat.primitives import hashes
 from rich.console import Group
 
-from controller.keys.authority import EXPIRY_WARNING
 from controller.keys.keyring import CA, CONTROLLER, FleetKeys
 from controller.keys.register import EnrolledHost, FleetRegister, Publisher
-from controller.sheet import Sheet, some, state
+from controller.sheet import Sheet, pairs, some, state
+from kvmwire.certificates import WARN_BEFORE
 from kvmwire.trust import TrustedKey
 
 Row = dict[str, Any]
@@ -35,7 +35,7 @@ def listed(keys: FleetKeys, now: datetime) -> tuple[list[Row], Group]:
 
 def warnings(keys: FleetKeys, now: datetime) -> Iterator[str]:
     """Tell what ends soon, and what to do about it."""
-    soon = now + EXPIRY_WARNING
+    soon = now + WARN_BEFORE
     for name in _CERTIFICATES:
         end = keys.certificate(name).not_valid_after_utc
         if end < soon:
@@ -122,8 +122,8 @@ def _keys_sheet(rows: list[Row]) -> Sheet:
 def _hosts_sheet(rows: list[Row]) -> Sheet:
     shown = Sheet("hosts", "host", "state", "until", "sealing key", wide=("labels",))
     for row in rows:
-        labels = ", ".join(f"{key}={value}" for key, value in sorted(row["labels"].items()))
-        shown.add_row(row["host"], state(row["state"]), _day(row["not_after"]), row["sealing_key"][:12], labels)
+        key, labels = row["sealing_key"][:12], pairs(row["labels"])
+        shown.add_row(row["host"], state(row["state"]), _day(row["not_after"]), key, labels)
     return shown
 
 
