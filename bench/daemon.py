@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import tempfile
 import time
@@ -13,7 +12,7 @@ import psutil
 
 from bench.host import Host, deploy, running_host
 from bench.origin import make_image, origin
-from bench.report import RESULTS
+from bench.report import keep
 
 IMAGE_MIB = 1024
 IDLE_S = 10.0
@@ -33,8 +32,7 @@ def main() -> int:
     result = {"ready_seconds": round(ready_s, 3), **idle, "peak_mib_downloading": peak_mib, "image_mib": IMAGE_MIB}
     for name, value in result.items():
         print(f"  {name:<22} {value}")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "daemon.json").write_text(json.dumps(result, indent=2) + "\n")
+    keep("daemon", result)
     return 0
 
 

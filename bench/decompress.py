@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import random
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.origin import origin
-from bench.report import RESULTS
+from bench.report import keep
 from kvmd.app import fetching
 from kvmd.config import Settings
 from kvmd.core.compression import Bounds, compression_of
@@ -52,10 +51,7 @@ def main() -> int:
                 result[name] = _measure(name, folder, f"{nginx.http}/{name}", digest)
     for name, figures in result.items():
         print(f"  {name:<4} " + "  ".join(f"{key} {value}" for key, value in figures.items()))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "decompress.json").write_text(
-        json.dumps({"image_mib": size // MIB, "target": TARGET, **result}, indent=2) + "\n"
-    )
+    keep("decompress", {"image_mib": size // MIB, "target": TARGET, **result})
     return int(any(figures["ratio"] > TARGET for figures in result.values()))
 
 

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bench.host import Host, deploy, running_host
 from bench.origin import make_image, origin
-from bench.outcome import Figure
-from bench.report import RESULTS
+from bench.outcome import Figure, Outcome
+from bench.report import keep, show
 from kvmwire.signing import sign_payload
 from kvmwire.trust import CONTROLLER_ROLES, TrustedKey, TrustList
 
@@ -55,7 +55,6 @@ class Flood:
             thread.join()
 
     def _publish(self, stopped: threading.Event) -> None:
-
         batch = EVENTS_PER_S // _STEPS_PER_S
         body = len(_TOPIC).to_bytes(2, "big") + _TOPIC + self.payload
         packets = (b"\x30" + _length(len(body)) + body) * batch
@@ -94,11 +93,8 @@ def main() -> int:
         Figure("status comes later by", (flooded.told_s - flooded.there_s) - (calm.told_s - calm.there_s), "s"),
         Figure("memory gained", (flooded.peak - before) / (1 << 20), "MiB", MAX_GROWTH_MIB),
     )
-    for one in figures:
-        print(f"  {one.name:<22} {one.value:10.2f} {one.unit:<4} {one.verdict}")
-    RESULTS.mkdir(exist_ok=True)
-    told = {one.name: round(one.value, 3) for one in figures}
-    (RESULTS / "flood.json").write_text(json.dumps(told, indent=2) + "\n")
+    show("flood", Outcome("forged events during a download", figures))
+    keep("flood", {one.name: round(one.value, 3) for one in figures})
     return 0
 
 

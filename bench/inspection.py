@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import time
 from pathlib import Path
 
 from bench.outcome import Figure, Outcome
-from bench.report import RESULTS, show
+from bench.report import keep, show
 from kvmd.core.image import HEAD_SIZE, inspect_head
 from kvmd.store.looking import image_of
 
@@ -41,12 +40,11 @@ def main() -> int:
             path.unlink()
     outcome = Outcome(f"medians of {ROUNDS} inspections", tuple(figures))
     show("inspection", outcome)
-    RESULTS.mkdir(exist_ok=True)
     measured = [
         {"name": one.name, "value": round(one.value, 3), "unit": one.unit, "target": one.target, "verdict": one.verdict}
         for one in figures
     ]
-    (RESULTS / "inspection.json").write_text(json.dumps(measured, indent=2) + "\n")
+    keep("inspection", measured)
     return 0
 
 

@@ -21,7 +21,7 @@ import aiomqtt
 
 from bench.host import Host, running_host
 from bench.origin import origin
-from bench.report import RESULTS
+from bench.report import keep
 from tests.support import bootable
 from tests.support.libvirtd import Libvirtd
 
@@ -57,8 +57,7 @@ def main() -> int:
     }
     for name, value in result.items():
         print(f"  {name:<26} {value}")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "machines.json").write_text(json.dumps(result, indent=2) + "\n")
+    keep("machines", result)
     return int(median(warm) > WARM_S or median(running) > RUNNING_S)
 
 

@@ -36,6 +36,12 @@ def show(name: str, outcome: Outcome) -> None:
         print(f"  {figure.name:<30} {figure.value:8.2f} {figure.unit:<6} {bound:<16} {figure.verdict}".rstrip())
 
 
+def keep(name: str, result: object) -> None:
+    """Write the results of one bench, in place of the last ones."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
 def write(outcomes: Mapping[str, Outcome], circumstances: Circumstances, folder: Path) -> None:
     """Write transfer.json and transfer.svg into ``folder``, in place of the last ones."""
     folder.mkdir(exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -14,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import SecretStr
 
-from bench.outcome import Figure
-from bench.report import RESULTS
+from bench.outcome import Figure, Outcome
+from bench.report import keep, show
 from controller.credentials.handout import due
 from controller.credentials.known import Known
 from controller.credentials.record import Recipient, Record
@@ -72,11 +71,8 @@ def main() -> int:
         Figure("verify and open one", open_s * 1e3, "ms", target=2),
         Figure("one event", len(payloads[0]) / 1024, "KiB"),
     )
-    for one in figures:
-        bound = f"target <= {one.target:g} {one.verdict}" if one.target is not None else ""
-        print(f"  {one.name:<30} {one.value:8.3f} {one.unit:<4} {bound}".rstrip())
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "trust.json").write_text(json.dumps({one.name: round(one.value, 4) for one in figures}, indent=2) + "\n")
+    show("trust", Outcome(f"a secret for {HOSTS} hosts", figures))
+    keep("trust", {one.name: round(one.value, 4) for one in figures})
     return 1 if any(one.verdict == "missed" for one in figures) else 0
 
 
