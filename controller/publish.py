@@ -78,12 +78,12 @@ def default_deployment(template: str, pool: str) -> str:
     return template if pool == "default" else f"{template}.{pool}"
 
 
-def next_generation(now: datetime, *known: int) -> int:
+def next_generation(now: datetime, *known: int, highest: int = MAX_GENERATION) -> int:
     """Milliseconds since the epoch, but higher than every known generation. Raises ControlError where none is left."""
     found = max(int(now.timestamp() * 1000), *(one + 1 for one in known), 1)
-    if found > MAX_GENERATION:
+    if found > highest:
         raise ControlError(
-            f"generation {max(known)} is known of this subject, and none above {MAX_GENERATION} may be given.",
+            f"generation {max(known)} is known of this subject, and none above {highest} may be given.",
             hint="Somebody, an event or a host's status, has used it up: use another name, or clear what is retained.",
             code=FailureCode.EVENT_STALE,
         )

@@ -28,6 +28,8 @@ from kvmwire.trust import keyid_of
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 _NONCE_SIZE = 12
+MAX_GENERATION = 2**53 - 1
+"""Canonical JSON (RFC 8785), to which secrets are bound, can say no larger whole number."""
 
 
 class Secret(WireModel):

@@ -27,7 +27,7 @@ from controller.registry import Registry
 from kvmwire.codec import encode_event
 from kvmwire.codes import FailureCode, WireError
 from kvmwire.events import Ensure, Event
-from kvmwire.seal import Secret
+from kvmwire.seal import MAX_GENERATION, Secret
 
 _PATIENCE_S = 30.0
 
@@ -64,7 +64,7 @@ class Desk:
         async with self._changing(_PATIENCE_S) as all_known:
             kept, known = await asyncio.to_thread(self.store.read, draft.name), all_known[draft.name]
             # The generation below is for the event that takes it from all before the selected hosts get theirs.
-            generation = next_generation(now_utc(), _highest(kept, known) + 1)
+            generation = _newer(_highest(kept, known) + 1)
             named = draft.hosts if isinstance(draft.hosts, tuple) else ()
             record = draft.model_copy(update={"generation": generation}).without(
                 set(kept.excluded if kept else ()) - set(named)
@@ -170,7 +170,7 @@ def unknown_credential(name: str) -> ControlError:
 
 
 def _newer(known: int) -> int:
-    return next_generation(now_utc(), known)
+    return next_generation(now_utc(), known, highest=MAX_GENERATION)
 
 
 def _highest(kept: Record | None, known: Known) -> int:

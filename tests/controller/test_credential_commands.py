@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import json
@@ -266,6 +267,28 @@ async def test_where_there_is_nothing_to_publish_nothing_is_called_published(
     assert "published" in (await kvmctl.run("credential", "revoke", "images")).stdout
     again = await kvmctl.run("credential", "revoke", "images")
     assert (again.code, again.stdout, again.stderr) == (0, "", "nothing was published: it was taken back already\n")
+
+
+async def test_a_generation_that_cannot_be_sealed_ends_neither_serve_nor_add_by_a_defect(
+    broker: Broker, kvmctl: Kvmctl, fleet: EnrolledFleet, token: Path
+) -> None:
+    await add(kvmctl, token)
+    status = {
+        "credential": "images", "generation": 2**53, "state": "revoked", "since": dt.datetime.now(dt.UTC).isoformat(),
+    }  # fmt: skip
+    async with broker.client() as client:
+        await client.publish("kvmd/v1/status/kvm01/credential/images", json.dumps(status), retain=True)
+    fleet.enrol("kvm01")
+
+    async with kvmctl.started("serve") as serve:
+        assert serve.stderr is not None
+        async with asyncio.timeout(10):
+            await serve.stderr.readuntil(b"credentials cannot be handed out")
+        assert serve.returncode is None
+    done = await kvmctl.run("credential", "add", "images", "--for", ORIGIN, "--bearer", "--token-file", str(token))
+
+    assert done.code == 1
+    assert "EVENT_STALE: generation 90071992547409" in done.stderr
 
 
 async def test_expiry_is_told_a_month_ahead(broker: Broker, kvmctl: Kvmctl, fleet: EnrolledFleet, token: Path) -> None:
