@@ -25,7 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from kvmwire.codec import canonical_json, parse_json_object, validate
 from kvmwire.codes import FailureCode, WireError
 from kvmwire.names import Name
-from kvmwire.trust import TrustList
+from kvmwire.trust import TrustList, read_public_key
 
 FORMAT: Final = 1
 MANIFEST = "enrolment.json"
@@ -49,8 +49,6 @@ MODES = {
 FOLDER_MODE, KEYS_MODE = 0o755, 0o700
 MAX_FILE_SIZE = 1 << 20
 MAX_BUNDLE_SIZE = 4 << 20
-
-_RAW_SIZE = 32
 
 
 class Manifest(BaseModel):
@@ -132,12 +130,9 @@ def read_request(content: bytes) -> Applicant:
 def raw_key(text: str) -> bytes:
     """Read the 32 bytes of a public key. Raises WireError."""
     try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
-    if len(raw) != _RAW_SIZE:
+        return read_public_key(text)
+    except ValueError:
         _refuse("sealing: expected the 32 bytes of an X25519 public key in base64")
-    return raw
 
 
 def trust_toml(trust: TrustList) -> bytes:

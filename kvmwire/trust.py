@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Iterable
 from datetime import datetime
@@ -46,6 +45,14 @@ def keyid_of(public: bytes) -> str:
     return hashlib.sha256(public).hexdigest()[:32]
 
 
+def read_public_key(text: str) -> bytes:
+    """Read a public key, Ed25519 or X25519, from base64: 32 raw bytes. Raises ValueError."""
+    raw = base64.b64decode(text, validate=True)
+    if len(raw) != PUBLIC_KEY_SIZE:
+        raise ValueError(f"expected {PUBLIC_KEY_SIZE} bytes, got {len(raw)}")
+    return raw
+
+
 class TrustedKey(BaseModel):
     """A public Ed25519 key and its bounds. ``pools`` and ``url_hosts`` are shell patterns (``*``, ``?``); times are inclusive.
 
@@ -66,11 +73,10 @@ class TrustedKey(BaseModel):
     @model_validator(mode="after")
     def _has_key(self) -> Self:
         try:
-            raw = base64.b64decode(self.public, validate=True)
-        except (binascii.Error, ValueError):
-            raw = b""
-        if len(raw) != PUBLIC_KEY_SIZE:
-            raise PydanticCustomError("public_key", "public: expected the 32 bytes of an Ed25519 public key in base64")
+            read_public_key(self.public)
+        except ValueError as exc:
+            message = "public: expected the 32 bytes of an Ed25519 public key in base64"
+            raise PydanticCustomError("public_key", message) from exc
         return self
 
     @classmethod

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import cached_property
@@ -16,20 +14,17 @@ from controller.errors import UsageError
 from controller.keys.authority import Revoked
 from kvmwire.events import Labels
 from kvmwire.names import Name
-from kvmwire.trust import MAX_KEYS, TrustedKey, TrustList, keyid_of
+from kvmwire.trust import MAX_KEYS, TrustedKey, TrustList, keyid_of, read_public_key
 
 VERSION = 1
-_KEY_SIZE = 32
 T = TypeVar("T")
 
 
 def _check_raw_key(text: str) -> str:
     try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
-    if len(raw) != _KEY_SIZE:
-        raise ValueError("expected the 32 bytes of an X25519 public key in base64")
+        read_public_key(text)
+    except ValueError as exc:
+        raise ValueError("expected the 32 bytes of an X25519 public key in base64") from exc
     return text
 
 
@@ -67,12 +62,12 @@ class EnrolledHost(_Record):
     @cached_property
     def sealing_key(self) -> X25519PublicKey:
         """Key to which its secrets are sealed."""
-        return X25519PublicKey.from_public_bytes(base64.b64decode(self.sealing))
+        return X25519PublicKey.from_public_bytes(read_public_key(self.sealing))
 
     @property
     def sealing_keyid(self) -> str:
         """Name of that key, as sealed secrets give it."""
-        return keyid_of(base64.b64decode(self.sealing))
+        return keyid_of(read_public_key(self.sealing))
 
     @property
     def not_after(self) -> datetime | None:
