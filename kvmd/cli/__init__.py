@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code; every error is told in a line, never as a traceback."""
+    if (sys.argv[1:] if arguments is None else [*arguments]) == ["inspector"]:
+        return _inspector()
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:  # in mid-import it shows a traceback, or is lost
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -25,6 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, handler)
     return _guarded(run, parsed)
+
+
+def _inspector() -> int:
+    """Serve without parsing: it starts for every image, and what it imports it can be attacked through."""
+    from argparse import Namespace  # noqa: PLC0415 - see main
+
+    from kvmd.cli.inspector import run  # noqa: PLC0415 - see main
+
+    return run(Namespace())
 
 
 def build_parser() -> argparse.ArgumentParser:

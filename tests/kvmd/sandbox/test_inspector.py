@@ -163,10 +163,15 @@ def _lie(listening: socket.socket, answer: bytes) -> None:
             return
 
 
-def test_a_request_that_cannot_be_read_is_answered() -> None:
+@pytest.mark.parametrize("words", [["kvmd.sandbox"], ["kvmd", "inspector"]], ids=" ".join)
+def test_a_request_that_cannot_be_read_is_answered_without_what_the_daemon_imports(words: list[str]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(b"rubbish")
-        done = subprocess.run([sys.executable, "-m", "kvmd.sandbox"], stdin=theirs, timeout=10, check=False)
+        command = [sys.executable, "-I", "-X", "importtime", "-m", *words]
+        done = subprocess.run(command, stdin=theirs, stderr=subprocess.PIPE, text=True, timeout=10, check=False)
         assert done.returncode == 0
         assert b"the request cannot be read" in ours.recv(4096)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "subprocess" in imported
+    assert not imported & {"pydantic", "pydantic_core", "cryptography", "aiohttp", "asyncio"}
