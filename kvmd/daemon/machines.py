@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from kvmd.core.desired import HostRecord, MachineRecord, MachineWish
@@ -57,7 +57,7 @@ class _Course:
     attempts: int = 0
     due: float = 0.0
     pull_plug_at: float | None = None
-    console_at: float = field(default=float("-inf"))
+    console_at: float = float("-inf")
 
 
 class Machines:
@@ -172,7 +172,7 @@ class Machines:
     async def _undo(self, wish: MachineWish, record: MachineRecord, error: KvmdError, *, is_new: bool) -> None:
         """Leave nothing of a first attempt that failed, but for what was there before it."""
         console = await self._hypervisor.console(files_of(wish, record).console)
-        record = replace(record, status=record.status.model_copy(update={"console": console}))
+        record = _telling(record, console=console)
         if not (is_new and isinstance(error, ExistsError)):
             await self._hypervisor.remove(record.uuid, files_of(wish, record))
         bare = replace(record, folder="", root=None, iso="", cdroms=())
@@ -229,8 +229,7 @@ class Machines:
         if seen is None and not is_news:
             return
         course.console_at = now
-        after = seen or record
-        after = replace(after, status=after.status.model_copy(update={"console": console}))
+        after = _telling(seen or record, console=console)
         if seen is None:
             self._say(after)
         else:
@@ -249,8 +248,9 @@ class Machines:
             pause_s = backoff_s(_RETRY_STEP + course.attempts, jitter=self._clock.jitter())
             course.attempts += 1
             course.due, until = self._clock.monotonic() + pause_s, now + timedelta(seconds=pause_s)
-        before = self._record.machines.get(name)
-        record = before or MachineRecord(status_of(wish, MachineState.FAILED, uuid=None, now=now), str(uuid.uuid4()))
+        record = self._record.machines.get(name)
+        if record is None:
+            record = MachineRecord(status_of(wish, MachineState.FAILED, uuid=None, now=now), str(uuid.uuid4()))
         keeps_running = record.is_made and record.status.state is MachineState.RUNNING
         state = record.status.state if keeps_running else MachineState.FAILED
         status = status_of(wish, state, uuid=record.uuid, now=now).model_copy(update={"console": record.status.console})
@@ -262,13 +262,8 @@ class Machines:
             status=with_failure(status, error, now=now, until=until),
             made_for=wish.fingerprint if is_final else record.made_for,
         )
-        if (
-            before is not None
-            and before.status.message == error.message
-            and before.status.state is state
-            and not is_final
-        ):
-            after = replace(after, status=after.status.model_copy(update={"since": before.status.since}))
+        if not is_final and (record.status.message, record.status.state) == (error.message, state):
+            after = _telling(after, since=record.status.since)
             if until is None:
                 return
         await self._announce(after)
@@ -281,7 +276,7 @@ class Machines:
         return known
 
     def _with_state(self, record: MachineRecord, state: MachineState) -> MachineRecord:
-        return replace(record, status=record.status.model_copy(update={"state": state, "since": self._clock.now()}))
+        return _telling(record, state=state, since=self._clock.now())
 
     async def _announce(self, record: MachineRecord) -> None:
         """Journal, remember, announce: in this order, so that nothing announced is ever forgotten."""
@@ -297,3 +292,7 @@ class Machines:
     def _say(self, record: MachineRecord) -> None:
         self._record.machines[record.name] = record
         self._announcer.machine(record.status)
+
+
+def _telling(record: MachineRecord, **update: object) -> MachineRecord:
+    return replace(record, status=record.status.model_copy(update=update))
