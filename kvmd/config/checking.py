@@ -7,7 +7,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from kvmd.config.settings import DirectoryPool, InspectorSettings, MqttSettings, Settings, TrustSettings
 from kvmd.config.trusting import read_sealing_key, read_trust_list
 from kvmd.errors import ConfigError
+from kvmwire.certificates import WARN_BEFORE
 
 _MAX_PEM_SIZE = 4 << 20
-_EXPIRY_WARNING = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def _check_dates(key: str, path: Path, certificate: x509.Certificate, now: datet
         yield _error(key, f"{what} expired on {ends:%Y-%m-%d %H:%M} UTC", "Replace it by a new one.")
     elif begins > now:
         yield _error(key, f"{what} is not valid before {begins:%Y-%m-%d %H:%M} UTC", "Check the machine's clock.")
-    elif ends - now < _EXPIRY_WARNING:
+    elif ends - now < WARN_BEFORE:
         yield _warning(key, f"{what} expires on {ends:%Y-%m-%d %H:%M} UTC", "Replace it in time.")
 
 
