@@ -20,7 +20,6 @@ from kvmd.core.session import (
     Failed,
     Fetch,
     Fetched,
-    IllegalTransitionError,
     Input,
     LookedUp,
     Probed,
@@ -35,8 +34,8 @@ from kvmd.core.session import (
     Terms,
     Verifying,
     Waiting,
-    step,
 )
+from kvmd.core.transitions import IllegalTransitionError, step
 from kvmwire.digest import Digest
 from tests.kvmd.core.session_values import TERMS, any_look, digests, found, inputs, placements, terms
 

@@ -16,7 +16,7 @@ from types import ModuleType
 from kvmd.cli import main
 from kvmd.core import plan
 from kvmd.engine import landing
-from kvmd.store import directory, partial
+from kvmd.store import directory, staging
 
 WINDOW = 512 << 10
 BLOCK = 128 << 10
@@ -25,7 +25,7 @@ _CALLS: dict[str, ModuleType] = {
     **dict.fromkeys(["pwrite", "fdatasync", "fsync", "rename", "unlink", "ftruncate", "fchmod", "mkdir"], os),
     "flock": fcntl,
     "allocate": directory,
-    "rename_noreplace": partial,
+    "rename_noreplace": staging,
 }
 
 
