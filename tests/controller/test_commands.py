@@ -19,6 +19,7 @@ from kvmwire.topics import CommandTopic, DeployTopic, ProgressTopic, RegisterTop
 from tests.controller.kvmctl import CHECKSUM, URL, Kvmctl, ended
 from tests.controller.scripted_host import Script, ScriptedHost
 from tests.support.brokers import Broker
+from tests.support.connections import Connections
 from tests.support.waiting import eventually
 
 TOPICS = Topics()
@@ -345,16 +346,18 @@ async def test_ctrl_c_while_the_broker_does_not_answer_ends_it_at_once(tmp_path:
 @contextlib.asynccontextmanager
 async def silent_server() -> AsyncGenerator[tuple[int, asyncio.Event], None]:
     """Give the port of a server that takes connections and never says a word."""
-    was_called, may_end = asyncio.Event(), asyncio.Event()
+    was_called = asyncio.Event()
 
-    async def take(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def take(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         was_called.set()
-        await may_end.wait()
-        writer.close()
+        await asyncio.Event().wait()
 
-    async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1], was_called
-        may_end.set()
+    connections = Connections(take)
+    async with await asyncio.start_server(connections.accept, "127.0.0.1", 0) as server:
+        try:
+            yield server.sockets[0].getsockname()[1], was_called
+        finally:
+            await connections.end(server)
 
 
 async def test_of_two_at_once_both_are_published_and_the_higher_generation_holds(

@@ -115,7 +115,7 @@ async def test_version_5_where_the_broker_speaks_it(broker: Broker) -> None:
 
 async def test_a_relay_refuses_and_accepts_again(broker: Broker) -> None:
     async with Relay(broker.port) as relay:
-        relay.refuse()
+        await relay.refuse()
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", relay.port)
         await relay.accept()

@@ -7,6 +7,7 @@ import contextlib
 from types import TracebackType
 from typing import Self
 
+from tests.support.connections import Connections, stop_listening
 from tests.support.ports import free_port
 
 _BUFFER = 65536
@@ -20,7 +21,7 @@ class Relay:
         self.accepted = 0
         self._target_port = target_port
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections = Connections(self._relay)
         self._writers: set[asyncio.StreamWriter] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -32,26 +33,22 @@ class Relay:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.refuse()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._connections.end(self._server)
 
     @property
     def open_connections(self) -> int:
         """How many client connections are relayed now."""
-        return len(self._tasks)
+        return len(self._connections)
 
     async def accept(self) -> None:
         """Listen (again), on the same port."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+            self._server = await asyncio.start_server(self._connections.accept, "127.0.0.1", self.port)
 
-    def refuse(self) -> None:
+    async def refuse(self) -> None:
         """Stop listening: new connections get ECONNREFUSED, those that stand go on."""
         if self._server is not None:
-            self._server.close()
+            await stop_listening(self._server)
             self._server = None
 
     def cut(self) -> None:
@@ -66,12 +63,6 @@ class Relay:
     def thaw(self) -> None:
         """Forward again, what was held back first."""
         self._flowing.set()
-
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A task of our own: Python 3.11 logs an error for each cancelled one that asyncio made for a coroutine.
-        task = asyncio.create_task(self._relay(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1

@@ -8,6 +8,8 @@ import ssl
 from types import TracebackType
 from typing import Self
 
+from tests.support.connections import Connections
+
 _CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
@@ -17,7 +19,7 @@ class TlsProxy:
     def __init__(self, tls: ssl.SSLContext) -> None:
         self.certificates = list[bool]()
         self._tls = tls
-        self._tasks = set[asyncio.Task[None]]()
+        self._connections = Connections(self._serve)
 
     @property
     def url(self) -> str:
@@ -26,7 +28,7 @@ class TlsProxy:
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(
-            self._connected, "127.0.0.1", 0, ssl=self._tls, ssl_shutdown_timeout=1
+            self._connections.accept, "127.0.0.1", 0, ssl=self._tls, ssl_shutdown_timeout=1
         )
         self._port: int = self._server.sockets[0].getsockname()[1]
         return self
@@ -34,17 +36,7 @@ class TlsProxy:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._server.wait_closed()
-
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self._connections.end(self._server)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.certificates.append(bool(writer.get_extra_info("peercert")))

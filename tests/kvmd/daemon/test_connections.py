@@ -114,7 +114,7 @@ async def test_a_cut_connection_does_not_disturb_a_download(
             await lab.deploy(record("deb12", hostile.url("disk.qcow2", hold="200000@2-"), IMAGE))
             await eventually(lambda: hostile.holding("disk.qcow2"), what="the download is under way")
 
-            relay.refuse()
+            await relay.refuse()
             relay.cut()
             hostile.release("disk.qcow2")
             await eventually(lambda: daemon.volume("deb12").exists(), what="the volume is there")

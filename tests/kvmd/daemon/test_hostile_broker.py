@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.kvmd.daemon.harness import Daemon, running
+from tests.support.connections import Connections
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
@@ -35,9 +36,12 @@ class HostileBroker:
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
         """Serve, and give the URL."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        async with server:
-            yield f"mqtt://127.0.0.1:{self.port}"
+        connections = Connections(self._serve)
+        async with await asyncio.start_server(connections.accept, "127.0.0.1", self.port) as server:
+            try:
+                yield f"mqtt://127.0.0.1:{self.port}"
+            finally:
+                await connections.end(server)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):

@@ -97,7 +97,7 @@ async def test_sigterm_ends_in_time_without_a_broker(broker: Broker, tmp_path: P
         Relay(broker.port) as relay,
         running(Daemon(tmp_path / "kvm01", f"mqtt://127.0.0.1:{relay.port}")) as daemon,
     ):
-        relay.refuse()
+        await relay.refuse()
         relay.cut()
         await eventually(
             lambda: (

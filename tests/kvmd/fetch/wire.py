@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from kvmd.core.ranges import ByteRange
+from tests.support.connections import Connections
 
 _RANGE = re.compile(rb"(?mi)^Range: bytes=(\d+)-(\d+)\r$")
 _RESET_NOW = struct.pack("ii", 1, 0)
@@ -74,7 +75,7 @@ class Wire:
         self.port = 0
         self._answer = answer
         self._tls = tls
-        self._tasks = set[asyncio.Task[None]]()
+        self._connections = Connections(self._serve)
         self._failures = list[Exception]()
 
     @property
@@ -85,7 +86,7 @@ class Wire:
     async def __aenter__(self) -> Self:
         timeout_s = 1 if self._tls else None
         self._server = await asyncio.start_server(
-            self._connected, "127.0.0.1", 0, ssl=self._tls, ssl_shutdown_timeout=timeout_s
+            self._connections.accept, "127.0.0.1", 0, ssl=self._tls, ssl_shutdown_timeout=timeout_s
         )
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -93,21 +94,12 @@ class Wire:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._server.wait_closed()
+        await self._connections.end(self._server)
         if self._failures and error is None:
             raise self._failures[0]
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(Line(reader, writer)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, line: Line) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = Line(reader, writer)
         self.connections += 1
         self.open_connections += 1
         connection, number = self.connections, 0

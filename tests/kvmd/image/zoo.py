@@ -149,7 +149,7 @@ def changed(make: Callable[[Path], None], change: Callable[[bytes], bytes]) -> C
 def run(*words: str) -> None:
     """Run qemu-img."""
     command = [str(require_program("qemu-img")), *words]
-    for _ in range(5):  # LUKS measures how fast the processor is, and gives up on a busy machine
+    for _ in range(50):  # LUKS measures how fast the processor is, and gives up on a busy machine
         done = subprocess.run(command, check=False, timeout=15, capture_output=True)
         if b"CPU usage" not in done.stderr:
             break

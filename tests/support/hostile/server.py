@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote, urlencode
 
+from tests.support.connections import Connections
 from tests.support.contents import Content, as_content
 from tests.support.hostile.behaviour import Behaviour, MisuseError, behaviour_of
 from tests.support.hostile.exchange import HEAD_LIMIT, Exchange, read_exchange
@@ -50,7 +51,7 @@ class HostileServer:
         self._max_active: Counter[str] = Counter()
         self._holding: Counter[str] = Counter()
         self._released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections = Connections(self._connection)
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -58,7 +59,7 @@ class HostileServer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self.port = listener.getsockname()[1]
         self._server = await asyncio.start_server(
-            self._connected,
+            self._connections.accept,
             sock=listener,
             limit=HEAD_LIMIT,
             ssl=self._tls,
@@ -69,12 +70,7 @@ class HostileServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._server.wait_closed()
+        await self._connections.end(self._server)
         if self.misuses and error is None:
             raise AssertionError(f"the test asked the hostile server for what it does not know: {self.misuses}")
 
@@ -149,12 +145,6 @@ class HostileServer:
     def max_active(self, name: str) -> int:
         """Return the most requests for the name that were answered at once."""
         return self._max_active[name]
-
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A task of our own: Python 3.11 logs an error for each cancelled one that asyncio made for a coroutine.
-        task = asyncio.create_task(self._connection(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
