@@ -14,13 +14,25 @@ from controller.registry import Stored
 from controller.sheet import Sheet, moment, pairs, short, size, some, state
 from kvmwire.events import RegisterData
 from kvmwire.source import redact
-from kvmwire.status import MachineStatus, ProbeStatus, Progress, Receipt, ReplicaState, ReplicaStatus
-from kvmwire.topics import ProbeTopic, ProgressTopic, RegisterTopic, ReplicaTopic
+from kvmwire.status import (
+    MachineState,
+    MachineStatus,
+    PoolStatus,
+    ProbeStatus,
+    Progress,
+    Receipt,
+    ReplicaState,
+    ReplicaStatus,
+)
+from kvmwire.topics import MachineTopic, ProbeTopic, ProgressTopic, RegisterTopic, ReplicaTopic
 
 Row = dict[str, Any]
 Rows = tuple[list[Row], Sheet]
 _NO_SOURCE = ("-",) * 5
 _ID_LENGTH = 8
+_AT_REST = frozenset({MachineState.RUNNING, MachineState.STOPPED})
+_CONSOLE_LINES = 5
+"""So many of the last lines of a failed machine's console stand in tables; ``kvmctl machine console-log`` shows all that is known."""
 
 
 def hosts(fleet: Fleet) -> Rows:
@@ -29,7 +41,7 @@ def hosts(fleet: Fleet) -> Rows:
     ready = Counter(topic.host for topic in _ready(fleet))
     for name, host in sorted(fleet.hosts.items()):
         rows.append({"kind": "host", **host.model_dump(mode="json"), "ready": ready[name]})
-        pools = ", ".join(f"{p.name} {p.state.value} {size(p.available)} free" for p in host.pools)
+        pools = ", ".join(map(_pool, host.pools))
         shown.add_row(
             name,
             state(host.state.value),
@@ -109,24 +121,31 @@ def probes(fleet: Fleet, *, template: str) -> Rows:
     return [probe_row(ProbeTopic(host, template), status) for host, status in found.items()], shown
 
 
-def machines(fleet: Fleet, *, host: str | None = None) -> Rows:
-    """Every machine, or those of a host; the console is left out."""
-    rows, shown = list[Row](), Sheet("machines", "host", "machine", "state", "template", "pool", "since")
-    for topic, status in sorted(fleet.machines.items(), key=lambda pair: (pair[0].host, pair[0].name)):
-        if host not in {None, topic.host}:
+def machines(fleet: Fleet, *, template: str | None = None, host: str | None = None) -> Rows:
+    """Every machine, or those made from a template or on a host; of the console the end, where one has failed."""
+    rows, shown = list[Row](), _machine_table()
+    for topic, status in sorted(fleet.machines.items(), key=lambda pair: _machine_order(pair[0])):
+        if template not in {None, status.template} or host not in {None, topic.host}:
             continue
-        rows.append(machine_row(topic.host, status, online=fleet.is_online(topic.host)))
-        shown.add_row(
-            topic.host, topic.name, state(status.state.value), status.template, status.pool, moment(status.since)
-        )
-        code = f"{status.code.value}: " if status.code else ""
-        shown.note(f"{topic.host} {topic.name}", code + _sentences(status.message, status.hint))
+        rows.append(machine_row(topic, status, online=fleet.is_online(topic.host)))
+        _add_machine(shown, topic, status)
     return rows, shown
 
 
-def machine_row(host: str, status: MachineStatus, *, online: bool) -> Row:
-    """Give one machine as a row."""
-    return {"kind": "machine", "host": host, "online": online, **status.model_dump(mode="json", exclude={"console"})}
+def current_machines(fleet: Fleet, *, template: str | None, limit: int) -> tuple[Sheet, int]:
+    """Show so many machines, first those that have failed or do not yet stand, and tell how many are left out."""
+    found = [(t, s) for t, s in fleet.machines.items() if template in {None, s.template}]
+    found.sort(key=lambda pair: (not pair[1].code, pair[1].state in _AT_REST, _machine_order(pair[0])))
+    shown = _machine_table()
+    for topic, status in found[:limit]:
+        _add_machine(shown, topic, status)
+    return shown, max(len(found) - limit, 0)
+
+
+def machine_row(topic: MachineTopic, status: MachineStatus, *, online: bool) -> Row:
+    """Give one machine as a row; ``console`` is empty unless something is wrong with it."""
+    row = {"kind": "machine", "host": topic.host, "online": online, **status.model_dump(mode="json")}
+    return row | {"console": status.console if status.code else ""}
 
 
 def replica_row(topic: ReplicaTopic, status: ReplicaStatus, *, online: bool, figures: Progress | None) -> Row:
@@ -239,7 +258,7 @@ def progress(status: ReplicaStatus, figures: Progress | None) -> str:
     return f"{whole}, {size(figures.bytes_per_second)}/s"
 
 
-def why(status: ReplicaStatus | ProbeStatus) -> str:
+def why(status: ReplicaStatus | ProbeStatus | MachineStatus) -> str:
     """Write code, message and next attempt."""
     again = getattr(status, "next_attempt", None)
     parts = [
@@ -265,12 +284,34 @@ def _add_replica(shown: Sheet, topic: ReplicaTopic, status: ReplicaStatus, figur
     shown.note(f"{topic.host} {topic.pool}/{topic.template}", why(status))
 
 
+def _machine_table() -> Sheet:
+    return Sheet("machines", "host", "machine", "state", "template", "pool", "since")
+
+
+def _add_machine(shown: Sheet, topic: MachineTopic, status: MachineStatus) -> None:
+    shown.add_row(topic.host, topic.name, state(status.state.value), status.template, status.pool, moment(status.since))
+    about = f"{topic.host} {topic.name}"
+    shown.note(about, _sentences(why(status), status.hint))
+    for line in status.console.splitlines()[-_CONSOLE_LINES:] if status.code else ():
+        shown.note(f"{about} console", line)
+
+
 def _ready(fleet: Fleet) -> list[ReplicaTopic]:
     return [topic for topic, status in fleet.replicas.items() if status.state is ReplicaState.READY]
 
 
+def _machine_order(topic: MachineTopic) -> tuple[str, str]:
+    return topic.host, topic.name
+
+
 def _replica_order(topic: ReplicaTopic) -> tuple[str, str, str]:
     return topic.template, topic.host, topic.pool
+
+
+def _pool(pool: PoolStatus) -> str:
+    whole = f" of {size(pool.capacity)}" if pool.capacity is not None else ""
+    free = f" {size(pool.available)}{whole} free" if pool.available is not None else ""
+    return f"{pool.name} {pool.state.value}{free}"
 
 
 def _shown_record(record: RegisterData) -> Row:

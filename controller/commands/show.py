@@ -52,13 +52,14 @@ async def replicas(invocation: Invocation) -> Exit:
 
 
 async def status(invocation: Invocation) -> Exit:
-    """Show one template: its record, what hosts found at its sources, its replicas."""
+    """Show one template: its record, what hosts found at its sources, its replicas, the machines made from it."""
     template: str = invocation.arguments.name
     fleet = await _look(invocation)
     parts = (
         views.templates(fleet, [template]),
         views.probes(fleet, template=template),
         views.replicas(fleet, template=template),
+        views.machines(fleet, template=template),
         _lacking(fleet, template),
     )
     if not any(rows for rows, _ in parts):
@@ -91,7 +92,7 @@ async def explain(invocation: Invocation) -> Exit:
 
 async def _look(invocation: Invocation) -> Fleet:
     topics = invocation.settings.mqtt.topics
-    filters = topics.retained_filters() + topics.credential_status_filters()
+    filters = (*topics.retained_filters(), *topics.machine_filters(), *topics.credential_status_filters())
     async with open_session(invocation.settings, filters) as session:
         return session.fleet
 

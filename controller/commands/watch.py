@@ -14,14 +14,22 @@ from controller.fleet import Change, EventChange, Fleet, StatusChange
 from controller.output import Output
 from controller.session import Session, open_session
 from kvmwire.codes import Exit
-from kvmwire.status import CredentialStatus, HostStatus, ProbeStatus, Progress, Receipt, ReplicaStatus
+from kvmwire.status import (
+    CredentialStatus,
+    HostStatus,
+    MachineStatus,
+    ProbeStatus,
+    Progress,
+    Receipt,
+    ReplicaStatus,
+)
 from kvmwire.topics import (
     CommandTopic,
     CredentialStatusTopic,
     CredentialTopic,
     DeployTopic,
     EventTopic,
-    HostTopic,
+    MachineTopic,
     ProbeTopic,
     ProgressTopic,
     RegisterTopic,
@@ -30,10 +38,12 @@ from kvmwire.topics import (
 
 _REFRESH_S = 0.25
 _OTHER_LINES = 8  # titles, heads and the lines between
+_MACHINE_LINES = 4  # an empty one, title, head, and how many are left out
 _FEWEST_LINES = 5
 _TOLD = (
     "kind",
     "host",
+    "name",
     "pool",
     "topic",
     "template",
@@ -45,6 +55,7 @@ _TOLD = (
     "size",
     "code",
     "message",
+    "console",
 )
 
 
@@ -60,7 +71,12 @@ async def watch(invocation: Invocation) -> Exit:
     """Show changes until interrupted."""
     template: str | None = invocation.arguments.name
     topics = invocation.settings.mqtt.topics
-    wanted = topics.retained_filters() + topics.progress_filters() + topics.credential_status_filters()
+    wanted = (
+        *topics.retained_filters(),
+        *topics.progress_filters(),
+        *topics.machine_filters(),
+        *topics.credential_status_filters(),
+    )
     async with open_session(invocation.settings, wanted) as session:
         if invocation.output.is_json or not invocation.output.is_terminal:
             await follow(session, invocation.output, template=template)
@@ -85,7 +101,7 @@ async def follow(session: Session, output: Output, *, template: str | None) -> N
         if output.is_json:
             output.rows([row])
         else:
-            output.line(" ".join(str(row[name]) for name in _TOLD if row.get(name) is not None))
+            output.line(" ".join(str(row[name]) for name in _TOLD if row.get(name) not in {None, ""}))
 
 
 async def _live(session: Session, output: Output, template: str | None) -> None:
@@ -103,57 +119,77 @@ async def _live(session: Session, output: Output, template: str | None) -> None:
 
 
 def screen(fleet: Fleet, template: str | None, *, height: int) -> Group:
-    """Draw what fits: of a large fleet how many hosts listen, of many replicas those that are not settled first."""
+    """Draw what fits: of a large fleet how many hosts listen, of many replicas and machines those that are not settled first."""
     online = sum(map(fleet.is_online, fleet.hosts))
     hosts = views.hosts(fleet)[1] if len(fleet.hosts) <= height // 3 else f"{online} of {len(fleet.hosts)} hosts online"
     left = max(height - _OTHER_LINES - min(len(fleet.hosts), height // 3), _FEWEST_LINES)
-    shown, hidden = views.current_replicas(fleet, template=template, limit=left)
-    return Group(hosts, "", shown, f"and {hidden} more" if hidden else "")
+    machines, unseen = views.current_machines(fleet, template=template, limit=max(left // 2 - _MACHINE_LINES, 1))
+    count = machines.table.row_count
+    replicas, hidden = views.current_replicas(
+        fleet, template=template, limit=max(left - count - _MACHINE_LINES, 1) if count else left
+    )
+    return Group(hosts, "", replicas, _more(hidden), *(("", machines, _more(unseen)) if count else ()))
 
 
 def change_row(fleet: Fleet, change: Change, template: str | None) -> views.Row | None:
     """Give a change as a row; None for one about another template."""
     match change:
-        case EventChange(topic=RegisterTopic(about)) | StatusChange(topic=ProbeTopic(template=about)) if about != (
-            template or about
-        ):
+        case EventChange(topic=RegisterTopic(about)) if about != (template or about):
             return None
-        case StatusChange(topic=ReplicaTopic(template=about)) | StatusChange(topic=ProgressTopic(template=about)) if (
-            about != (template or about)
-        ):
+        case EventChange():
+            return _event_row(fleet, change, template)
+        case (
+            StatusChange(
+                topic=ProbeTopic(template=about) | ReplicaTopic(template=about) | ProgressTopic(template=about)
+            )
+            | StatusChange(value=MachineStatus(template=about))
+        ) if about != (template or about):
             return None
-        case EventChange(topic=topic, seen=seen):
-            event = seen.event if seen else None
-            fields = {"template", "ensure", "pool", "credential"}  # and nothing that is sealed
-            data = event.data.model_dump(mode="json", include=fields) if event else {}
-            if isinstance(data.get("template"), dict):
-                data["template"] = data["template"]["template"]
-            if template not in {None, data.get("template")}:
-                return None
-            generation = event.generation if event else None
-            return {"kind": _kind(topic), "topic": fleet.topics.build(topic), "generation": generation, **data}
-        case StatusChange(topic=topic, value=None):
+        case StatusChange(topic=CredentialStatusTopic(), value=CredentialStatus()) if template:
+            return None
+        case StatusChange():
+            return _status_row(fleet, change)
+        case _:
+            return None
+
+
+def _event_row(fleet: Fleet, change: EventChange, template: str | None) -> views.Row | None:
+    event = change.seen.event if change.seen else None
+    fields = {"template", "ensure", "pool", "credential"}  # and nothing that is sealed
+    data = event.data.model_dump(mode="json", include=fields) if event else {}
+    if isinstance(data.get("template"), dict):
+        data["template"] = data["template"]["template"]
+    if template not in {None, data.get("template")}:
+        return None
+    generation = event.generation if event else None
+    return {"kind": _kind(change.topic), "topic": fleet.topics.build(change.topic), "generation": generation, **data}
+
+
+def _status_row(fleet: Fleet, change: StatusChange) -> views.Row | None:
+    match change.topic, change.value:
+        case topic, None:
             return {"kind": "cleared", "topic": fleet.topics.build(topic)}
-        case StatusChange(topic=HostTopic(), value=HostStatus() as status):
+        case _, HostStatus() as status:
             return {"kind": "host", **status.model_dump(mode="json")}
-        case StatusChange(topic=ReplicaTopic() as topic, value=ReplicaStatus() as status):
+        case ReplicaTopic() as topic, ReplicaStatus() as status:
             return views.replica_row(topic, status, online=fleet.is_online(topic.host), figures=status.progress)
-        case StatusChange(topic=ProbeTopic() as topic, value=ProbeStatus() as status):
+        case MachineTopic() as topic, MachineStatus() as status:
+            return views.machine_row(topic, status, online=fleet.is_online(topic.host))
+        case ProbeTopic() as topic, ProbeStatus() as status:
             return views.probe_row(topic, status)
-        case StatusChange(topic=ProgressTopic(host, pool, about), value=Progress() as figures):
-            return {
-                "kind": "progress",
-                "host": host,
-                "pool": pool,
-                "template": about,
-                **figures.model_dump(mode="json"),
-            }
-        case StatusChange(topic=CredentialStatusTopic(host=host), value=CredentialStatus() as status) if not template:
-            return {"kind": "credential_status", "host": host, **status.model_dump(mode="json")}
-        case StatusChange(value=Receipt() as receipt):
+        case ProgressTopic() as topic, Progress() as figures:
+            about = {"kind": "progress", "host": topic.host, "pool": topic.pool, "template": topic.template}
+            return about | figures.model_dump(mode="json")
+        case topic, CredentialStatus() as status:
+            return {"kind": "credential_status", "host": topic.host, **status.model_dump(mode="json")}
+        case _, Receipt() as receipt:
             return views.receipt_row(receipt)
         case _:
             return None
+
+
+def _more(count: int) -> str:
+    return f"and {count} more" if count else ""
 
 
 def _kind(topic: EventTopic) -> str:

@@ -11,12 +11,23 @@ from controller.fleet import EventChange, Fleet
 from controller.publish import make_event
 from kvmwire.codec import encode_event, encode_status
 from kvmwire.events import CommandData, DeployData, Ensure, EventData, HostLabels, RegisterData
-from kvmwire.status import HostState, HostStatus, ProbeStatus, Progress, ReplicaState, ReplicaStatus, Verdict
+from kvmwire.status import (
+    HostState,
+    HostStatus,
+    MachineState,
+    MachineStatus,
+    ProbeStatus,
+    Progress,
+    ReplicaState,
+    ReplicaStatus,
+    Verdict,
+)
 from kvmwire.topics import (
     CommandTopic,
     DeployTopic,
     EventTopic,
     HostTopic,
+    MachineTopic,
     ProbeTopic,
     ProgressTopic,
     RegisterTopic,
@@ -45,6 +56,13 @@ def replica_status(generation: int, state: ReplicaState = ReplicaState.READY) ->
     return encode_status(status)
 
 
+def machine_status(
+    name: str, state: MachineState = MachineState.RUNNING, *, template: str = "deb12", **more: object
+) -> bytes:
+    about = {"name": name, "template": template, "pool": "default", "deployment": f"{template}.{name}"}
+    return encode_status(MachineStatus.model_validate({**about, "generation": 6, "state": state, "since": NOW, **more}))
+
+
 def fleet_of(*messages: tuple[Topic, bytes]) -> Fleet:
     fleet = Fleet(TOPICS)
     for topic, payload in messages:
@@ -54,7 +72,7 @@ def fleet_of(*messages: tuple[Topic, bytes]) -> Fleet:
 
 def contents(fleet: Fleet) -> tuple[object, ...]:
     events = {topic: seen.payload for topic, seen in fleet.events.items()}
-    return events, fleet.hosts, fleet.probes, fleet.replicas, fleet.progress
+    return events, fleet.hosts, fleet.probes, fleet.replicas, fleet.progress, fleet.machines
 
 
 SUBJECTS: list[tuple[Topic, bytes]] = [
@@ -71,6 +89,7 @@ SUBJECTS: list[tuple[Topic, bytes]] = [
         for host in HOSTS
     ),
     (ProgressTopic("kvm01", "default", "deb12"), encode_status(Progress(size=9, done=1, bytes_per_second=1))),
+    *((MachineTopic(host, "vm1"), machine_status("vm1")) for host in HOSTS),
 ]
 
 

@@ -22,11 +22,19 @@ from controller.screen import open_screen
 from controller.sheet import moment, plain, size
 from kvmwire.codec import encode_status
 from kvmwire.codes import FailureCode
-from kvmwire.status import Outcome, Progress, Receipt, ReplicaState, ReplicaStatus
-from kvmwire.topics import HostTopic, ProbeTopic, ProgressTopic, ReceiptTopic, ReplicaTopic, StatusTopic
+from kvmwire.status import MachineState, Outcome, Progress, Receipt, ReplicaState, ReplicaStatus
+from kvmwire.topics import HostTopic, MachineTopic, ProbeTopic, ProgressTopic, ReceiptTopic, ReplicaTopic, StatusTopic
 from tests.controller.kvmctl import CHECKSUM, URL, Kvmctl
 from tests.controller.scripted_host import ScriptedHost
-from tests.controller.test_fleet import NOW, SUBJECTS, TOPICS, fleet_of, host_status, replica_status
+from tests.controller.test_fleet import (
+    NOW,
+    SUBJECTS,
+    TOPICS,
+    fleet_of,
+    host_status,
+    machine_status,
+    replica_status,
+)
 from tests.support.brokers import Broker
 
 EVIL = "\x1b]0;owned\x07\x1b[2J[red]no[/] [/bad] \u202eabc\x9b31m\nkvm99: ready\r"
@@ -54,11 +62,13 @@ def evil_fleet() -> Fleet:
         next_attempt=datetime(9999, 12, 31, 23, 59, tzinfo=UTC),
     )
     figures = Progress(size=10**400, done=10**399, bytes_per_second=10**400)
+    said = {"code": FailureCode.MACHINE, "message": EVIL, "hint": EVIL, "console": EVIL}
     return fleet_of(
         *SUBJECTS,
         (HostTopic("kvm01"), host_status("kvm01", zone=EVIL)),
         (REPLICA, encode_status(status)),
         (ProgressTopic("kvm01", "default", "deb12"), encode_status(figures)),
+        (MachineTopic("kvm01", "vm1"), machine_status("vm1", MachineState.FAILED, **said)),
     )
 
 
@@ -79,6 +89,7 @@ def test_tables_show_it_literally(stream: type[TextIO], zone: str, monkeypatch: 
     for rows, sheet in (
         views.hosts(fleet),
         views.replicas(fleet),
+        views.machines(fleet),
         views.outcome([Standing("kvm01", Phase.FAILED, "failed", message=EVIL, hint=EVIL)], title="t"),
     ):
         output.show(rows, sheet)
@@ -160,7 +171,7 @@ def test_rubbish_never_stops_the_view(subject: tuple[StatusTopic, bytes], rubbis
     change = fleet.take(TOPICS.build(topic), payload[:position] + rubbish + payload[position + len(rubbish) :])
     if change is not None:
         change_row(fleet, change, None)
-    for _, sheet in (views.hosts(fleet), views.templates(fleet), views.replicas(fleet)):
+    for _, sheet in (views.hosts(fleet), views.templates(fleet), views.replicas(fleet), views.machines(fleet)):
         Output(is_json=False, stdout=StringIO()).show([], sheet)
 
 

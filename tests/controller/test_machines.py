@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from kvmwire.codes import FailureCode
 from kvmwire.events import DeployData, Ensure
-from tests.controller.kvmctl import Kvmctl
+from tests.controller.kvmctl import Kvmctl, ended
 from tests.controller.scripted_host import Script, ScriptedHost
+from tests.controller.test_commands import watching
 from tests.support.brokers import Broker, MosquittoBroker
 from tests.support.waiting import eventually
 
@@ -54,9 +57,34 @@ async def test_deploy_waits_until_the_machine_runs(broker: Broker, kvmctl: Kvmct
 async def test_a_machine_that_fails_is_told_with_its_code(broker: Broker, kvmctl: Kvmctl, vm1: str) -> None:
     async with ScriptedHost(broker.url, "kvm01", Script(machine_fails_with=FailureCode.MACHINE)).running():
         done = await kvmctl.run("deploy", "deb12", "--all", "--machine", vm1, "--wait", "--json")
+        listed = await kvmctl.run("machine", "list")
+        status = await kvmctl.run("status", "deb12", "--json")
 
     assert done.code == 1
     assert done.rows[-1]["code"] == "MACHINE"
+    assert "kvm01 vm1: MACHINE: as the script says" in listed.stdout
+    assert "kvm01 vm1 console: login:" in listed.stdout
+    assert [(row["name"], row["console"]) for row in status.rows if row["kind"] == "machine"] == [
+        ("vm1", "login:\nkvmd")
+    ]
+
+
+async def test_watch_shows_machines_from_the_first_to_the_last(broker: Broker, kvmctl: Kvmctl, vm1: str) -> None:
+    async with ScriptedHost(broker.url, "kvm01").running():
+        assert (await kvmctl.run("deploy", "deb12", "--all", "--machine", vm1, "--wait")).code == 0
+        async with kvmctl.started("watch", "--json") as process:
+            assert process.stdout is not None
+            await watching(broker, "deb12", process.stdout)
+            assert (await kvmctl.run("machine", "stop", "vm1", "--wait")).code == 0
+            assert (await kvmctl.run("machine", "remove", "vm1", "--wait")).code == 0
+            missing = [("machine", "stopped"), ("cleared", None)]
+            async with asyncio.timeout(10):
+                while missing:
+                    row = json.loads(await process.stdout.readline())
+                    if (row["kind"], row.get("state")) == missing[0]:
+                        missing.pop(0)
+            process.send_signal(signal.SIGINT)
+            await ended(process)
 
 
 async def test_a_machine_is_stopped_started_and_removed(broker: Broker, kvmctl: Kvmctl, vm1: str) -> None:

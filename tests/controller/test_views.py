@@ -8,7 +8,7 @@ import json
 from rich.console import Console, RenderableType
 
 from controller import views
-from controller.commands.watch import screen
+from controller.commands.watch import change_row, screen
 from controller.errors import ControlError
 from controller.fleet import Fleet
 from controller.outcome import Phase, Standing
@@ -18,9 +18,27 @@ from controller.sheet import Sheet, size
 from kvmwire.codec import encode_status
 from kvmwire.codes import FailureCode
 from kvmwire.events import RegisterData
-from kvmwire.status import Progress, ReplicaState, ReplicaStatus
-from kvmwire.topics import HostTopic, ProgressTopic, RegisterTopic, ReplicaTopic, Topic
-from tests.controller.test_fleet import NOW, SUBJECTS, event_of, fleet_of, host_status, replica_status
+from kvmwire.status import (
+    HostState,
+    HostStatus,
+    MachineState,
+    PoolState,
+    PoolStatus,
+    Progress,
+    ReplicaState,
+    ReplicaStatus,
+)
+from kvmwire.topics import HostTopic, MachineTopic, ProgressTopic, RegisterTopic, ReplicaTopic, Topic
+from tests.controller.test_fleet import (
+    NOW,
+    SUBJECTS,
+    TOPICS,
+    event_of,
+    fleet_of,
+    host_status,
+    machine_status,
+    replica_status,
+)
 
 
 def drawn(*parts: RenderableType) -> str:
@@ -53,7 +71,56 @@ def test_the_live_screen_shows_what_is_worked_on_first_and_no_more_than_fits() -
 
 def test_the_live_screen_of_a_small_fleet_shows_every_host() -> None:
     lines = drawn(screen(fleet_of(*SUBJECTS), "deb12", height=40)).splitlines()
-    assert [line.split()[0] for line in lines if line.startswith("kvm")] == ["kvm01", "kvm02"] * 2
+    assert [line.split()[0] for line in lines if line.startswith("kvm")] == ["kvm01", "kvm02"] * 3
+
+
+def failed_machine(name: str, *, template: str = "deb12") -> bytes:
+    said = {"message": "it crashed.", "hint": "Look at its console.", "console": "one\ntwo\nKernel panic\n"}
+    return machine_status(name, MachineState.FAILED, template=template, code=FailureCode.MACHINE, **said)
+
+
+def test_machines_stand_on_the_live_screen_those_first_that_have_failed_with_the_end_of_their_console() -> None:
+    machines = [(MachineTopic("kvm01", f"vm{n:03}"), machine_status(f"vm{n:03}")) for n in range(200)]
+    fleet = a_large_fleet()
+    for topic, payload in (*machines, (MachineTopic("kvm02", "bad"), failed_machine("bad"))):
+        fleet.take(TOPICS.build(topic), payload)
+    lines = [line.rstrip() for line in drawn(screen(fleet, None, height=40)).splitlines()]
+    assert len(lines) <= 40
+    table = lines[lines.index("machines") :]
+    assert table[2].split()[:4] == ["kvm02", "bad", "failed", "deb12"]
+    assert "kvm02 bad: MACHINE: it crashed. Look at its console." in table
+    assert "kvm02 bad console: Kernel panic" in table
+    assert table[-1] == "and 196 more"
+    assert any("downloading" in line for line in lines[: lines.index("machines")])
+
+
+def test_machines_are_those_of_the_template_that_is_watched() -> None:
+    fleet = fleet_of(
+        (MachineTopic("kvm01", "a"), machine_status("a")), (MachineTopic("kvm01", "b"), failed_machine("b"))
+    )
+    other = fleet.take(TOPICS.build(MachineTopic("kvm01", "c")), failed_machine("c", template="other"))
+    assert other is not None
+    assert [row["name"] for row in views.machines(fleet, template="deb12")[0]] == ["a", "b"]
+    assert change_row(fleet, other, "deb12") is None
+    assert change_row(fleet, other, "other") == change_row(fleet, other, None) == views.machines(fleet)[0][2]
+
+
+def test_the_console_of_a_machine_that_is_well_is_no_news() -> None:
+    fleet = fleet_of((MachineTopic("kvm01", "vm1"), machine_status("vm1", console="login:")))
+    rows, shown = views.machines(fleet)
+    assert rows[0]["console"] == ""
+    assert "login:" not in drawn(shown)
+
+
+def test_a_hosts_pools_are_shown_with_what_is_free_in_them() -> None:
+    known = PoolStatus(
+        name="fast", type="libvirt", path="/p", state=PoolState.ACTIVE, capacity=1 << 40, available=3 << 30
+    )
+    gone = PoolStatus(name="slow", type="libvirt", path="/q", state=PoolState.MISSING)
+    status = HostStatus(host="kvm01", state=HostState.ONLINE, pools=(known, gone))
+    rows, shown = views.hosts(fleet_of((HostTopic("kvm01"), encode_status(status))))
+    assert [(pool["capacity"], pool["available"]) for pool in rows[0]["pools"]] == [(1 << 40, 3 << 30), (None, None)]
+    assert "fast active 3.0 GiB of 1.0 TiB free, slow missing" in drawn(shown)
 
 
 def test_rows_are_json_and_urls_in_them_are_redacted() -> None:
