@@ -139,6 +139,11 @@ class Volume(Protocol):
         """What an earlier attempt left that can be gone on from; None for a fresh volume."""
         ...
 
+    @property
+    def takes_only_raw(self) -> bool:
+        """Whether it is committed only as bytes that a machine sees as they are: raw or ISO. Its pool has no files."""
+        ...
+
     async def write(self, offset: int, block: bytes | memoryview) -> None:
         """Write a block at the offset."""
         ...

@@ -200,6 +200,11 @@ class ListedVolume:
         """See the port."""
         return self._inner.checkpoint
 
+    @property
+    def takes_only_raw(self) -> bool:
+        """See the port."""
+        return self._inner.takes_only_raw
+
     async def write(self, offset: int, block: bytes | memoryview) -> None:
         """See the port."""
         await self._inner.write(offset, block)

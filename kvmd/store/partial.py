@@ -79,6 +79,11 @@ class PartialVolume:
         """What an earlier attempt left."""
         return self._checkpoint
 
+    @property
+    def takes_only_raw(self) -> bool:
+        """Files hold images of any format."""
+        return False
+
     async def write(self, offset: int, block: bytes | memoryview) -> None:
         """See the port. In the event loop where the disk takes it at once, as it nearly always does; else on a thread."""
         what = f"writing {len(block)} bytes at {offset} of {self._path}"
