@@ -8,7 +8,7 @@ KvmdError
   ContentError           the bytes are there and are not what was promised
     MetalinkInvalidError, MetalinkAmbiguousError, ChecksumMismatchError, ChecksumWeakError, ChecksumFormatError,
     ChecksumConflictError, SignatureError, FormatMismatchError, FormatAmbiguousError, ImageUnsafeError,
-    ImageInvalidError, ImageTruncatedError, ImagePolicyError, VirtualSizeError, DecompressError
+    ImageInvalidError, ImageTruncatedError, ImagePolicyError, VirtualSizeError, DecompressError, ConvertError
   StoreError             the pool cannot take or keep the volume
     NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError, ExistsError, InUseError
     HypervisorUnreachableError, PoolUnsupportedError
@@ -299,6 +299,12 @@ class DecompressError(ContentError):
     """The compressed file is damaged, or not one that can be unpacked on the way."""
 
     code = FailureCode.DECOMPRESS
+
+
+class ConvertError(ContentError):
+    """The image cannot be made into the format that the pool takes."""
+
+    code = FailureCode.CONVERT
 
 
 class StoreError(KvmdError):
