@@ -167,6 +167,14 @@ class Volume(Protocol):
         """Open what was sealed, for reading alone and by others than kvmd's user, too; the caller closes the descriptor."""
         ...
 
+    async def convert(self, image: ImageHead, converter: Converter) -> Stored:
+        """Let the raw form of what was sealed, which is ``image``, become the volume; synced and read back as ``seal`` does.
+
+        What was downloaded stays until ``commit``. Raises ConvertError, and NoSpaceError before anything is written where there is no
+        room for both.
+        """
+        ...
+
     async def commit(self, *, replaces: Placement | None = None) -> Placement:
         """Give the volume its final name, atomically and durably; that very file, if it has the name, is replaced and deleted.
 
@@ -194,6 +202,24 @@ class Inspector(Protocol):
 
         Raises ImageInvalidError, ImageTruncatedError or ImageUnsafeError, also where the check does not end well, and InspectorError
         where there is nobody to do it.
+        """
+        ...
+
+
+class Converter(Protocol):
+    """Makes raw images of others with a program that knows their format, in a sandbox.
+
+    Errors: ConvertError, NoSpaceError, and InspectorError where there is nobody to do it.
+    """
+
+    async def measure(self, volume: int, image: ImageHead) -> int:
+        """Give about how many bytes the raw form of an open image takes, runs of zeros left out."""
+        ...
+
+    async def convert(self, volume: int, image: ImageHead, target: int, *, writes_zeros: bool) -> None:
+        """Write the raw form of an open image into an open file of its virtual size that reads as zeros, and others may write to.
+
+        Runs of zeros are left out unless ``writes_zeros``. Nobody has the target open for writing afterwards who got it here.
         """
         ...
 
@@ -269,6 +295,14 @@ class Keeper(Protocol):
 
     async def dependents(self, path: str) -> Sequence[str]:
         """Give the paths of this pool's volumes that read from the volume at ``path``, of this pool or another."""
+        ...
+
+
+class Domains(Protocol):
+    """All domains of this host's hypervisors, whoever defined them. Errors: StoreError, where they cannot be asked."""
+
+    async def using(self, path: str) -> Mapping[str, str]:
+        """Name those that need the file at ``path``, or may; with why where that is not plain, else with nothing."""
         ...
 
 

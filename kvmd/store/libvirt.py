@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kvmd.core.checkpoint import Checkpoint
-from kvmd.core.image import FoundFormat
+from kvmd.core.image import FoundFormat, ImageHead
 from kvmd.core.placement import Placement, Stored, Unusable
 from kvmd.core.ranges import ByteRange
 from kvmd.errors import FormatAmbiguousError, HypervisorUnreachableError, KvmdError, StoreIoError
@@ -26,7 +26,7 @@ from kvmd.hypervisor.pools import (
     unsuitable_pool,
 )
 from kvmd.log import get_logger
-from kvmd.ports import PoolStore, Store, Volume, VolumeRequest
+from kvmd.ports import Converter, PoolStore, Store, Volume, VolumeRequest
 from kvmwire.digest import Algorithm, Digest
 from kvmwire.status import PoolState, PoolStatus
 
@@ -226,6 +226,11 @@ class ListedVolume:
     async def open_sealed(self) -> int:
         """See the port."""
         return await self._inner.open_sealed()
+
+    async def convert(self, image: ImageHead, converter: Converter) -> Stored:
+        """See the port."""
+        self._sealed = await self._inner.convert(image, converter)
+        return self._sealed
 
     async def commit(self, *, replaces: Placement | None = None) -> Placement:
         """See the port. Where libvirt fails after the rename the volume stays: it is found, and listed, by the next attempt."""
