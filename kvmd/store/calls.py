@@ -22,7 +22,13 @@ def rename_noreplace(old: str, new: str, *, old_dir: int, new_dir: int) -> None:
     """Rename, or raise FileExistsError; never replaces (renameat2(2), and link + unlink where a filesystem lacks it)."""
     if _call("renameat2", old_dir, old.encode(), new_dir, new.encode(), ctypes.c_uint(_RENAME_NOREPLACE)):
         return
-    os.link(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir, follow_symlinks=False)
+    try:
+        os.link(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir, follow_symlinks=False)
+    except FileExistsError:
+        # An NFS client repeats a request whose answer was lost, and hears that what it did itself is there already.
+        ours = os.stat(old, dir_fd=old_dir, follow_symlinks=False)
+        if not os.path.samestat(ours, os.stat(new, dir_fd=new_dir, follow_symlinks=False)):
+            raise
     os.unlink(old, dir_fd=old_dir)
 
 

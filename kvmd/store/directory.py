@@ -24,16 +24,13 @@ from kvmd.store.hashing import digest_file
 from kvmd.store.inline import Inline
 from kvmd.store.looking import image_of, placement_of, references_of
 from kvmd.store.partial import PartialVolume
-from kvmd.store.staging import PARTIAL, PartialFiles
+from kvmd.store.staging import PARTIAL, STAGING, PartialFiles, open_folder
 from kvmd.store.unpacked import UnpackedVolume
 from kvmd.store.zeros import Allocation
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolState, PoolStatus
 
-STAGING = ".kvmd"
-"""Folder for partial volumes inside the pool: the same filesystem, and libvirt does not list what is in it."""
 T = TypeVar("T")
-_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_VOLUME = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 KEEP_S = 30 * 86400.0
 """Partial data that was not written to for so long is deleted when another volume is opened."""
@@ -122,7 +119,7 @@ class DirectoryStore:
 
     @contextmanager
     def _folder(self) -> Generator[int]:
-        fd = os.open(self._path, _OPEN_FOLDER)
+        fd = open_folder(self._path)
         try:
             yield fd
         finally:
@@ -178,11 +175,11 @@ class DirectoryStore:
                     self._discard_one(match["name"], match["key"])
 
     def _files(self, name: str, key: str) -> PartialFiles:
-        pool = os.open(self._path, _OPEN_FOLDER)
+        pool = open_folder(self._path)
         try:
             with suppress(FileExistsError):
                 os.mkdir(STAGING, 0o700, dir_fd=pool)
-            staging = os.open(STAGING, _OPEN_FOLDER, dir_fd=pool)
+            staging = open_folder(STAGING, within=pool)
         except BaseException:
             os.close(pool)
             raise
@@ -316,7 +313,7 @@ class DirectoryStore:
         """Give the keys of all partial volumes of that name."""
         with self._folder() as pool:
             try:
-                staging = os.open(STAGING, _OPEN_FOLDER, dir_fd=pool)
+                staging = open_folder(STAGING, within=pool)
             except FileNotFoundError:
                 return set()
             try:

@@ -14,17 +14,28 @@ from kvmd.core.placement import Placement
 from kvmd.store.calls import rename_exchange, rename_noreplace
 from kvmd.store.looking import placement_of
 
+STAGING = ".kvmd"
+"""Folder for partial volumes inside the pool: the same filesystem, and libvirt does not list what is in it."""
 MAX_CHECKPOINT = 8 * 1024 * 1024
 VOLUME_MODE = 0o644
-PARTIAL = re.compile(r"(?P<name>.+)\.(?P<key>[0-9a-f]{16})\.(?P<kind>part|packed|next|json|json\.new)")
-"""Names of the files of partial volumes."""
+PARTIAL = re.compile(
+    r"(?P<name>.+)\.(?P<key>[0-9a-f]{16}(?:[0-9a-f]{24})?)\.(?P<kind>part|packed|idle|next|json|json\.new)"
+)
+"""Names of the files of partial volumes; in a pool that several hosts share the key ends with the token of its holder."""
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_folder(path: Path | str, *, within: int | None = None) -> int:
+    """Open a folder, ``within`` an open one. Raises OSError, also where it is a link."""
+    return os.open(path, _OPEN_FOLDER, dir_fd=within)
 
 
 class PartialFiles:
     """The files of a partial volume, by name inside open folders; ``path`` is the final one. Blocking: call it from a thread.
 
     ``part`` becomes the volume. Where that is unpacked on the way, what was downloaded lies in ``packed``. ``next`` is what trades
-    places with an older volume, before and after: nobody writes to a file of this name.
+    places with an older volume, before and after: nobody writes to a file of this name. In a shared pool what was downloaded lies in
+    ``idle`` while nobody has it open.
     """
 
     def __init__(self, *, pool: int, staging: int, path: Path, key: str) -> None:
@@ -36,16 +47,22 @@ class PartialFiles:
         self.part = f"{name}.{key}.part"
         self.packed = f"{name}.{key}.packed"
         self.next = f"{name}.{key}.next"
+        self.idle = f"{name}.{key}.idle"
         self.journal = f"{name}.{key}.json"
 
     def open(self) -> int:
-        """Open or make the data file, locked against every other process. Raises OSError (EWOULDBLOCK where it is locked)."""
+        """Open or make the data file, locked against every other process. Raises OSError (EWOULDBLOCK where it is locked).
+
+        One that has the final name, too, is never written to: a commit by link and unlink ended in between.
+        """
         while True:
             fd = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.is_still_named(fd):
-                    return fd
+                    if os.fstat(fd).st_nlink == 1:
+                        return fd
+                    self._unlink(self.part)
             except BaseException:
                 os.close(fd)
                 raise
@@ -103,18 +120,18 @@ class PartialFiles:
 
     def forget_without_data(self) -> None:
         """Delete the journal of data that is not there any more, because it has become the volume."""
-        try:
-            os.stat(self.part, dir_fd=self.staging, follow_symlinks=False)
-        except FileNotFoundError:
-            self.forget()
-            self._unlink(self.packed)
-            self._unlink(self.next)
+        if self._has(self.part) or self._has(self.idle):
+            return
+        self.forget()
+        self._unlink(self.packed)
+        self._unlink(self.next)
 
     def delete(self) -> None:
         """Delete everything; the journal first, because it must never speak of data that is gone."""
         self.forget()
         self._unlink(self.packed)
         self._unlink(self.next)
+        self._unlink(self.idle)
         self._unlink(self.part)
 
     def publish(self, fd: int, *, replaces: Placement | None) -> None:
@@ -165,6 +182,13 @@ class PartialFiles:
         """Close the folders."""
         os.close(self.staging)
         os.close(self.pool)
+
+    def _has(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self.staging, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _unlink(self, name: str) -> None:
         with suppress(FileNotFoundError):

@@ -23,7 +23,8 @@ from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
 from kvmd.plugin import TlsFiles
 from kvmd.ports import Access
-from kvmd.store.directory import STAGING, DirectoryStore
+from kvmd.store.directory import DirectoryStore
+from kvmd.store.staging import STAGING
 from kvmd.vault import Vault
 from kvmwire.digest import Digest
 from kvmwire.events import ChecksumOf, ImageFormat

@@ -11,7 +11,7 @@ from kvmd.core import plan
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.session import Ready
 from kvmd.engine import landing
-from kvmd.store.directory import STAGING
+from kvmd.store.staging import STAGING
 from kvmwire.status import SourceProgress, SourceState
 from tests.kvmd.engine.fetching import Host, Outcome
 from tests.support.hostile import GeneratedContent, HostileServer
