@@ -1,0 +1,56 @@
+"""Records beside volumes: what the volume was made of, for when nobody else remembers, and for other hosts of a shared pool.
+
+They lie in the pool's staging folder as ``NAME.record``. One counts only for a file with the digest that it names, so one that was
+left behind, or is not to be trusted, harms nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+
+from kvmd.core.provenance import Record
+
+MAX_RECORD = 64 * 1024
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def write_record(name: str, record: Record, *, staging: int) -> None:
+    """Put a record beside the volume of that name, durably and atomically. Raises OSError."""
+    final, temporary = _file(name), _file(name) + ".new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=staging)
+    with os.fdopen(fd, "wb") as file:
+        file.write(record.encode())
+        file.flush()
+        os.fsync(fd)
+    os.rename(temporary, final, src_dir_fd=staging, dst_dir_fd=staging)
+    os.fsync(staging)
+
+
+def read_record(name: str, *, staging: int, owner: int) -> Record | None:
+    """Read the record of the volume of that name; None where there is none that was written by ``owner`` (a user's number) or us."""
+    try:
+        fd = os.open(_file(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=staging)
+    except OSError:
+        return None
+    with os.fdopen(fd, "rb") as file:
+        found = os.fstat(fd)
+        is_own = found.st_uid in {owner, os.geteuid()} and not found.st_mode & _WRITABLE_BY_OTHERS
+        if not (stat.S_ISREG(found.st_mode) and is_own):
+            return None
+        try:
+            return Record.decode(file.read(MAX_RECORD))
+        except OSError:
+            return None
+
+
+def forget_record(name: str, *, staging: int) -> None:
+    """Delete the record of the volume of that name, and what a crash left of writing one."""
+    for one in (_file(name) + ".new", _file(name)):
+        with suppress(FileNotFoundError):
+            os.unlink(one, dir_fd=staging)
+
+
+def _file(name: str) -> str:
+    return f"{name}.record"
