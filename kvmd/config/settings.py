@@ -156,6 +156,14 @@ class LibvirtPool(Section):
         description="libvirtd to ask about a pool of type libvirt",
     )
     pool: str = Field(min_length=1, max_length=255, description="name that a pool of type libvirt has there")
+    staging: AbsolutePath | None = Field(
+        default=None,
+        description="folder where images for a pool of block devices are made ready; default: state_dir/staging/NAME",
+    )
+    units: tuple[Annotated[str, Field(pattern=r"^unit:\d+:\d+:\d+$")], ...] = Field(
+        default=(),
+        description="volumes of a pool of type iscsi-direct that may be overwritten, by libvirt's names (unit:0:0:1)",
+    )
     allocation: Literal["sparse", "dense", "full"] = Field(
         default="sparse",
         description="runs of zeros become holes (sparse), reserved space (dense), or are written (full)",
