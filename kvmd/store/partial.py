@@ -110,16 +110,18 @@ class PartialVolume:
         if fd is None:
             return
         try:
-            for start in range(0, other.size, COPY_STEP):
-                part = ByteRange(start, min(start + COPY_STEP, other.size))
-                await self._perform(what, self._copy, fd, part)
-                self._written = self._written.add(part)
-                self._advance(self._written)
+            await self._copy_all(what, fd, RangeSet((ByteRange(0, other.size),)))
         finally:
             os.close(fd)
         self._checkpoint = Checkpoint(
             Entity(other.size, has_ranges=True), promised=(other.digest,), stored=self._written
         )
+
+    async def take_over(self, checkpoint: Checkpoint, source: int) -> None:
+        """Copy what somebody else has journaled of the open file ``source``, and journal it: that file may still be written to."""
+        await self._copy_all(f"copying what another host has stored of {self._path}", source, checkpoint.stored)
+        await self.save(checkpoint)
+        self._checkpoint = checkpoint
 
     async def save(self, checkpoint: Checkpoint) -> None:
         """See the port."""
@@ -163,6 +165,14 @@ class PartialVolume:
             self._working.add(working)
             working.add_done_callback(self._worked)
             return await asyncio.shield(working)
+
+    async def _copy_all(self, what: str, source: int, wanted: RangeSet) -> None:
+        for whole in wanted:
+            for start in range(whole.start, whole.end, COPY_STEP):
+                part = ByteRange(start, min(start + COPY_STEP, whole.end))
+                await self._perform(what, self._copy, source, part)
+                self._written = self._written.add(part)
+                self._advance(self._written)
 
     def _worked(self, working: asyncio.Future[Any]) -> None:
         """Forget work that is over; an error counts also where nobody awaits it any more."""
