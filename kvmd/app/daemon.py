@@ -15,7 +15,16 @@ from datetime import timedelta
 from pathlib import Path
 
 from kvmd.app.machines import open_hypervisor
-from kvmd.app.parts import disk_threads, environment_of, inspector_of, keyring_of, limits_of, open_sources, policy_of
+from kvmd.app.parts import (
+    converter_of,
+    disk_threads,
+    environment_of,
+    inspector_of,
+    keyring_of,
+    limits_of,
+    open_sources,
+    policy_of,
+)
 from kvmd.app.pools import open_stores
 from kvmd.bus import BrokerSettings, MqttBus
 from kvmd.clock import SystemClock
@@ -200,8 +209,10 @@ def rules_of(settings: Settings, vault: Vault, executor: ThreadPoolExecutor) -> 
         limits_of(settings),
         policy_of(settings.policy),
         inspector_of(settings.inspector),
+        converter_of(settings.inspector),
         vault,
         keyring=keyring_of(settings.policy, executor),
+        raw_pools=frozenset(name for name, pool in settings.pools.items() if pool.format == "raw"),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvmd.app.parts import (
+    converter_of,
     disk_threads,
     environment_of,
     images_of,
@@ -71,6 +72,7 @@ async def fetch(request: FetchRequest, settings: Settings, listener: Listener) -
                 limits=limits_of(settings),
                 shaper=Shaper(settings.transfer.rate_limit, clock),
                 inspector=inspector_of(settings.inspector),
+                converter=converter_of(settings.inspector),
                 keyring=keyring_of(settings.policy, executor),
             )
             job = Job(

@@ -17,7 +17,7 @@ from kvmd.fetch.gpg import GpgKeyring
 from kvmd.fetch.protocols import Protocols, load_plugins
 from kvmd.plugin import Environment, TlsFiles
 from kvmd.ports import Credentials
-from kvmd.sandbox.client import QemuInspector
+from kvmd.sandbox.client import QemuConverter, QemuInspector
 from kvmd.vault import Vault
 from kvmwire.source import SourceUrl
 
@@ -98,6 +98,11 @@ def inspector_of(settings: InspectorSettings) -> QemuInspector:
     return QemuInspector(
         settings.socket, timeout_s=settings.timeout_s, memory=settings.memory, is_required=settings.required
     )
+
+
+def converter_of(settings: InspectorSettings) -> QemuConverter:
+    """Give what makes raw images of others."""
+    return QemuConverter(settings.socket, timeout_s=settings.timeout_s, memory=settings.memory)
 
 
 def policy_of(policy: PolicySettings) -> Policy:

@@ -138,6 +138,9 @@ class DirectoryPool(Section):
         default="sparse",
         description="runs of zeros become holes (sparse), reserved space (dense), or are written (full)",
     )
+    format: Literal["keep", "raw"] = Field(
+        default="keep", description="keep: images stay what they are; raw: qcow2, VMDK and VHDX are converted to raw"
+    )
 
     @property
     def place(self) -> str:
@@ -167,6 +170,9 @@ class LibvirtPool(Section):
     allocation: Literal["sparse", "dense", "full"] = Field(
         default="sparse",
         description="runs of zeros become holes (sparse), reserved space (dense), or are written (full)",
+    )
+    format: Literal["keep", "raw"] = Field(
+        default="keep", description="keep: images stay what they are; raw: qcow2, VMDK and VHDX are converted to raw"
     )
 
     @property
@@ -297,7 +303,10 @@ class InspectorSettings(Section):
     required: bool = Field(
         default=False, description="refuse images that need the check where qemu-img is not installed"
     )
-    timeout_s: Seconds = Field(default=60.0, description="seconds for each of the two runs of qemu-img")
+    timeout_s: Seconds = Field(
+        default=60.0,
+        description="seconds for each of the two runs of qemu-img; a conversion may be so long without progress",
+    )
     memory: Size = Field(default=512 << 20, ge=64 << 20, description="bytes of address space for qemu-img")
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeGuard
 
 from kvmd.core.domain import RootDisk
 from kvmd.core.placement import Placement
+from kvmd.core.provenance import Provenance
 from kvmwire.certificates import WARN_BEFORE
 from kvmwire.codec import content_of
 from kvmwire.codes import CODES, FailureCode
@@ -113,8 +114,8 @@ class Replica:
 
     ``made_for`` is the fingerprint of the wish it was last worked on for, ``content`` what the volume at ``placement`` was to
     hold. ``must_rehash``: somebody asked for a recheck, so the volume is read again although nobody seems to have touched it.
-    ``is_unpacked``: the volume was made of a compressed file. ``scrubbed``: so many of the wish's scrubs are done.
-    ``replaced``: kvmd's own volume of before, which may still have the name of ``placement``.
+    ``provenance``: what the volume was made of, where that is not the file as it was served. ``scrubbed``: so many of the wish's
+    scrubs are done. ``replaced``: kvmd's own volume of before, which may still have the name of ``placement``.
     """
 
     status: ReplicaStatus
@@ -124,7 +125,7 @@ class Replica:
     placement: Placement | None = None
     is_ours: bool = False
     must_rehash: bool = False
-    is_unpacked: bool = False
+    provenance: Provenance | None = None
     scrubbed: int = 0
     replaced: Placement | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvmd.core.image import ImageHead
+from kvmd.core.provenance import Provenance
 from kvmd.errors import KvmdError
 from kvmwire.digest import Digest
 
@@ -37,13 +38,13 @@ class Placement:
 class Stored:
     """A whole file that was read from the disk: what identifies it, what kind of image it is, and its other digests.
 
-    ``served`` are the digests of the file as it was served, where that is another one: it was compressed. Else None.
+    ``provenance`` tells what it was made of, where that is not the file as it was served. Else None.
     """
 
     placement: Placement
     image: ImageHead
     digests: tuple[Digest, ...] = ()
-    served: tuple[Digest, ...] | None = None
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True, slots=True)

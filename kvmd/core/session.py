@@ -11,6 +11,7 @@ from datetime import datetime
 
 from kvmd.core.image import ImageHead, ImagePolicy
 from kvmd.core.placement import Placement, Stored, Unusable
+from kvmd.core.provenance import Provenance
 from kvmwire.digest import Digest
 from kvmwire.events import ImageFormat
 from kvmwire.status import Failure
@@ -20,7 +21,8 @@ from kvmwire.status import Failure
 class Terms:
     """What was asked for; the same for the whole session.
 
-    ``is_of_content``: ``expected`` is of the content where the file is compressed, else of the file as it is served.
+    ``is_of_content``: ``expected`` is of the content where the file is compressed, else of the file as it is served. ``is_raw``:
+    an image of another format is converted.
     """
 
     volume: str
@@ -30,6 +32,7 @@ class Terms:
     deadline: datetime | None = None
     images: ImagePolicy = ImagePolicy()
     is_of_content: bool = False
+    is_raw: bool = False
 
     @property
     def served(self) -> Digest | None:
@@ -104,6 +107,17 @@ class Verifying:
 
 
 @dataclass(frozen=True, slots=True)
+class Converting:
+    """Has verified bytes checked as an image, and made into a raw one."""
+
+    failures: int
+    stored: Stored
+    image: ImageHead
+    found: Found = Found()
+    replaces: Placement | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Committing:
     """Has verified bytes checked as an image, and gives them their final name."""
 
@@ -116,12 +130,16 @@ class Committing:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The volume is there, durable, and what was promised. ``is_adopted``: it was there before, kvmd did not make it."""
+    """The volume is there, durable, and what was promised. ``is_adopted``: it was there before, kvmd did not make it.
+
+    ``provenance``: what it was made of, where that is not the file as it was served.
+    """
 
     placement: Placement
     image: ImageHead | None
     is_adopted: bool
     found: Found = Found()
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +185,7 @@ State = (
     | Probing
     | Downloading
     | Verifying
+    | Converting
     | Committing
     | Ready
     | Waiting
@@ -175,7 +194,7 @@ State = (
     | Removing
     | Absent
 )
-Running = Admitting | Probing | Downloading | Verifying | Committing | Removing
+Running = Admitting | Probing | Downloading | Verifying | Converting | Committing | Removing
 
 
 # --- inputs ---
@@ -195,14 +214,13 @@ class RemovalStarted:
 class LookedUp:
     """``stored`` is the file under the final name, None where there is none; ``is_ours`` tells that kvmd put it there.
 
-    ``recorded`` is the digest it had when it became ready for this very wish, None where it never did. ``is_unpacked``: kvmd
-    made it of a compressed file. ``kept_for`` names another replica that needs the file as it is.
+    ``recorded`` is the digest it had when it became ready for this very wish, None where it never did. ``kept_for`` names another
+    replica that needs the file as it is.
     """
 
     stored: Stored | None
     is_ours: bool = False
     recorded: Digest | None = None
-    is_unpacked: bool = False
     kept_for: str = ""
 
 
@@ -221,9 +239,17 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """All is synced and read back."""
+    """All is synced and read back. ``takes_only_raw``: the pool has no place for an image of another format."""
 
     stored: Stored | Unusable
+    takes_only_raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """The raw image is synced and read back."""
+
+    stored: Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +287,19 @@ class CancelRequested:
     reason: str = ""
 
 
-Input = Started | RemovalStarted | LookedUp | Probed | Fetched | Sealed | Committed | Removed | Broken | CancelRequested
+Input = (
+    Started
+    | RemovalStarted
+    | LookedUp
+    | Probed
+    | Fetched
+    | Sealed
+    | Converted
+    | Committed
+    | Removed
+    | Broken
+    | CancelRequested
+)
 
 
 # --- effects ---
@@ -297,6 +335,13 @@ class Inspect:
 
 
 @dataclass(frozen=True, slots=True)
+class Convert:
+    """Make a raw image of the sealed one; ``image`` is what its head told."""
+
+    image: ImageHead
+
+
+@dataclass(frozen=True, slots=True)
 class CheckUnused:
     """See that nothing needs a volume that is to be replaced."""
 
@@ -320,5 +365,5 @@ class Remove:
     """Delete the finished volume, if kvmd put it there."""
 
 
-Effect = LookUp | Probe | Fetch | Seal | Inspect | CheckUnused | Commit | Discard | Remove
+Effect = LookUp | Probe | Fetch | Seal | Inspect | Convert | CheckUnused | Commit | Discard | Remove
 Step = tuple[State, tuple[Effect, ...]]

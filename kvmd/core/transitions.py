@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from kvmd.core.conversion import check_converted, check_convertible, is_flat
 from kvmd.core.image import ImageHead, check
 from kvmd.core.placement import Stored, Unusable
 from kvmd.core.retry import backoff_s, is_retryable, server_pause_s
@@ -17,6 +18,9 @@ from kvmd.core.session import (
     Commit,
     Committed,
     Committing,
+    Convert,
+    Converted,
+    Converting,
     Discard,
     Downloading,
     Effect,
@@ -95,16 +99,20 @@ def step(state: State, happened: Input, terms: Terms) -> Step:
             return Downloading(failures, restarts, is_alone, size, found, replaces), (Fetch(is_alone),)
         case Downloading(failures, restarts, is_alone, _, found, replaces), Fetched():
             return Verifying(failures, restarts, is_alone, found, replaces), (Seal(),)
-        case Verifying() as verifying, Sealed(stored):
-            return _sealed(verifying, stored, terms)
+        case Verifying() as verifying, Sealed() as sealed:
+            return _sealed(verifying, sealed, terms)
+        case Converting() as converting, Converted(stored):
+            return _converted(converting, stored, terms)
         case Committing(_, stored, image, found, _), Committed(placement) if (
             placement.digest == stored.placement.digest
         ):
-            return Ready(placement, image, is_adopted=False, found=found), ()
+            return Ready(placement, image, is_adopted=False, found=found, provenance=stored.provenance), ()
         case Removing(), Removed(note):
             return Absent(note), ()
         case (
-            (Admitting() | Probing() | Downloading() | Verifying() | Committing() | Removing()) as running,
+            (
+                Admitting() | Probing() | Downloading() | Verifying() | Converting() | Committing() | Removing()
+            ) as running,
             Broken() as broken,
         ):
             return _broken(running, broken, terms)
@@ -121,11 +129,10 @@ def _failures_before(state: State) -> int:
 def _looked_up(state: Admitting, found: LookedUp, terms: Terms) -> Step:
     if found.stored is None:
         return Probing(state.failures), (Probe(),)
-    placement, promised = found.stored.placement, terms.expected or found.recorded
-    if found.is_unpacked and found.recorded is not None and not terms.is_of_content:
-        promised = found.recorded  # what the event promises is the digest of the file as it is served
+    placement, promised = found.stored.placement, _promised(found.stored, found.recorded, terms)
+    is_wanted = placement.digest == promised and (is_flat(found.stored.image) or not terms.is_raw)
     is_replaceable = found.is_ours and not found.kept_for and found.recorded is None
-    if placement.digest != promised and is_replaceable:
+    if not is_wanted and is_replaceable:
         return Probing(state.failures, replaces=placement), (CheckUnused(placement), Probe())
     if promised is None:
         return _fail(
@@ -137,18 +144,35 @@ def _looked_up(state: Admitting, found: LookedUp, terms: Terms) -> Step:
         )
     if placement.digest != promised:
         return _fail(_other_content(found, promised, placement.digest, terms))
+    if not is_wanted:
+        return _fail(
+            ExistsError(
+                f"volume {terms.volume}: the image is there already as {found.stored.image.format}, and the pool's format is raw; "
+                "it was left as it is.",
+                hint="Remove the file, and send a recheck; or deploy under another `name`.",
+            )
+        )
     try:
         image = _inspect(found.stored, terms)
     except ContentError as exc:
         return _fail(exc)
-    return Ready(placement, image, is_adopted=not found.is_ours), ()
+    return Ready(placement, image, is_adopted=not found.is_ours, provenance=found.stored.provenance), ()
+
+
+def _promised(stored: Stored, recorded: Digest | None, terms: Terms) -> Digest | None:
+    """Give the digest that the file must have to be the wanted one; None where nobody knows any."""
+    made, expected = stored.provenance, terms.expected
+    if made is not None and expected is not None:
+        is_made_of_it = made.is_of_content(expected) if terms.is_of_content else made.is_of_file(expected)
+        return stored.placement.digest if is_made_of_it else expected
+    return expected or recorded
 
 
 def _other_content(found: LookedUp, promised: Digest, actual: Digest, terms: Terms) -> KvmdError:
-    if found.recorded == promised:
+    if found.recorded not in {None, actual}:
         return ChecksumMismatchError(
-            f"volume {terms.volume}: it was {promised} when it became ready and is {actual} now; somebody or the disk changed it. "
-            "It was left as it is.",
+            f"volume {terms.volume}: it was {found.recorded} when it became ready and is {actual} now; somebody or the disk changed "
+            "it. It was left as it is.",
             hint="Delete the file by hand and send a recheck, and it is downloaded again; look at the disk's health.",
         )
     needed = f", {found.kept_for} needs it" if found.kept_for else ""
@@ -159,7 +183,8 @@ def _other_content(found: LookedUp, promised: Digest, actual: Digest, terms: Ter
     )
 
 
-def _sealed(state: Verifying, stored: Stored | Unusable, terms: Terms) -> Step:
+def _sealed(state: Verifying, sealed: Sealed, terms: Terms) -> Step:
+    stored = sealed.stored
     error = _mismatch(state.found, stored, terms)
     is_proven = error is None and (terms.served is not None or bool(state.found.digests))
     if error is None and isinstance(stored, Unusable):
@@ -174,12 +199,26 @@ def _sealed(state: Verifying, stored: Stored | Unusable, terms: Terms) -> Step:
         raise IllegalTransitionError("an unusable file without trouble")
     try:
         image = _inspect(stored, terms)
+        if not (terms.is_raw or sealed.takes_only_raw) or is_flat(image):
+            return _committing(Committing(state.failures, stored, image, state.found, state.replaces), Inspect(image))
+        check_convertible(image)
     except ContentError as exc:
         return Failed(exc.failure), (Discard(),)
-    committing = Committing(state.failures, stored, image, state.found, state.replaces)
+    return Converting(state.failures, stored, image, state.found, state.replaces), (Inspect(image), Convert(image))
+
+
+def _converted(state: Converting, stored: Stored, terms: Terms) -> Step:
+    try:
+        image = _inspect(stored, terms)
+    except ContentError as exc:
+        return Failed(exc.failure), (Discard(),)
+    return _committing(Committing(state.failures, stored, image, state.found, state.replaces))
+
+
+def _committing(state: Committing, *before: Effect) -> Step:
     if state.replaces is None:
-        return committing, (Inspect(image), Commit())
-    return committing, (Inspect(image), CheckUnused(state.replaces), Commit(state.replaces))
+        return state, (*before, Commit())
+    return state, (*before, CheckUnused(state.replaces), Commit(state.replaces))
 
 
 def _mismatch(found: Found, stored: Stored | Unusable, terms: Terms) -> KvmdError | None:
@@ -190,7 +229,12 @@ def _mismatch(found: Found, stored: Stored | Unusable, terms: Terms) -> KvmdErro
     expected, actual = wrong
     where = "" if expected == terms.expected else f" (of {found.where})"
     size = f"{stored.size if isinstance(stored, Unusable) else stored.placement.size} bytes"
-    if terms.is_of_content and expected == terms.expected and isinstance(stored, Stored) and stored.served is not None:
+    if (
+        terms.is_of_content
+        and expected == terms.expected
+        and isinstance(stored, Stored)
+        and stored.provenance is not None
+    ):
         size += " of content"
     return ChecksumMismatchError(
         f"volume {terms.volume}: expected {expected}{where}, got {actual} of {size}; the bytes were discarded."
@@ -211,10 +255,14 @@ def _digests(stored: Stored | Unusable) -> tuple[dict[Algorithm, Digest], dict[A
     if isinstance(stored, Unusable):
         return {one.algorithm: one for one in stored.served}, {}
     content = {one.algorithm: one for one in (*stored.digests, stored.placement.digest)}
-    return (content if stored.served is None else {one.algorithm: one for one in stored.served}), content
+    made = stored.provenance
+    return (content if made is None else {one.algorithm: one for one in made.served}), content
 
 
 def _inspect(stored: Stored, terms: Terms) -> ImageHead:
+    """Give what the image is to be known as. Raises ContentError."""
+    if stored.provenance is not None and stored.provenance.converted is not None:
+        return check_converted(stored.image, size=stored.placement.size, policy=terms.images)
     check(stored.image, terms.format, policy=terms.images)
     return stored.image
 
@@ -223,7 +271,7 @@ def _broken(state: Running, happened: Broken, terms: Terms) -> Step:
     failure = happened.failure
     if isinstance(state, Downloading) and failure.code is FailureCode.ENTITY_CHANGED and state.restarts < MAX_RESTARTS:
         return Probing(state.failures, state.restarts + 1, state.is_alone, state.replaces), (Discard(), Probe())
-    is_refused = isinstance(state, Committing) and not is_retryable(failure.code)
+    is_refused = isinstance(state, Converting | Committing) and not is_retryable(failure.code)
     cleanup: tuple[Effect, ...] = (Discard(),) if is_refused or failure.code in _DISCARDS else ()
     if not is_retryable(failure.code):
         return Failed(failure), cleanup

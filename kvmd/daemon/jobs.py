@@ -10,11 +10,13 @@ from datetime import datetime
 from kvmd.core.desired import Desired, HostRecord, Replica, ReplicaKey
 from kvmd.core.image import ImagePolicy
 from kvmd.core.placement import Placement
+from kvmd.core.provenance import Provenance
 from kvmd.core.session import (
     Absent,
     Cancelled,
     CancelRequested,
     Committing,
+    Converting,
     Downloading,
     Failed,
     Found,
@@ -53,9 +55,12 @@ class Assignment:
 
 
 def assignment(
-    record: HostRecord, key: ReplicaKey, template: RegisterData | None, *, images: ImagePolicy
+    record: HostRecord, key: ReplicaKey, template: RegisterData | None, *, images: ImagePolicy, is_raw: bool
 ) -> Assignment:
-    """Build what a session needs. Without a template (a removal or a cancellation) the job has no sources."""
+    """Build what a session needs. Without a template (a removal or a cancellation) the job has no sources.
+
+    ``is_raw``: the pool wants raw images.
+    """
     wish, before = record.desired[key], record.replicas.get(key)
     fingerprint = wish.fingerprint(record.templates)
     urls = [SourceUrl.parse(url) for url in template.urls] if template else []
@@ -68,6 +73,7 @@ def assignment(
         deadline=wish.data.deadline,
         images=images,
         is_of_content=template is not None and template.checksum_of is ChecksumOf.CONTENT,
+        is_raw=is_raw,
     )
     is_same_wish = before is not None and before.made_for == fingerprint
     job = Job(
@@ -88,7 +94,7 @@ def assignment(
             is_ours=before.is_ours,
             is_same_content=before.content == job.content,
             must_rehash=before.must_rehash,
-            is_unpacked=before.is_unpacked,
+            provenance=before.provenance,
             replaced=before.replaced,
             kept_for=_also_needed_by(record, key, before.placement),
         )
@@ -215,25 +221,26 @@ def _with_state(replica: Replica, state: State, task: Assignment, *, now: dateti
     match state:
         case Downloading(size=size):
             return _announcing(replica, size=size)
+        case Converting(image=image):
+            return _announcing(replica, message=f"the {image.format} is being converted to raw.")
         case Committing(stored=stored, replaces=replaces):
             # Written down before the rename: after a crash in between, the file under the final name is recognised as ours.
-            is_unpacked = stored.served is not None
             return replace(
                 replica,
                 placement=stored.placement,
                 is_ours=True,
                 content=job.content,
-                is_unpacked=is_unpacked,
+                provenance=stored.provenance,
                 replaced=replaces,
             )
-        case Ready(placement, image, is_adopted, found):
+        case Ready(placement, image, is_adopted, found, provenance):
             is_read = _is_read(task, placement)
             ready = _announcing(
                 replica,
                 verified=now if is_read else replica.status.verified,
                 path=placement.path,
                 size=placement.size,
-                checksum=str((replica.is_unpacked and job.terms.served) or placement.digest),
+                checksum=str(_served(provenance, job.terms) or placement.digest),
                 format=image.format.value if image else None,
                 virtual_size=image.virtual_size if image else None,
                 message=_ready_message(found, is_adopted=is_adopted),
@@ -245,6 +252,7 @@ def _with_state(replica: Replica, state: State, task: Assignment, *, now: dateti
                 placement=placement,
                 is_ours=not is_adopted,
                 content=job.content,
+                provenance=provenance,
                 failures=0,
                 replaced=None,
                 scrubbed=task.wish.scrubs if is_read else min(task.wish.scrubs, replica.scrubbed),
@@ -258,6 +266,11 @@ def _with_state(replica: Replica, state: State, task: Assignment, *, now: dateti
             return replace(gone, placement=None, is_ours=False, content="", failures=0, replaced=None)
         case _:
             return replica
+
+
+def _served(made: Provenance | None, terms: Terms) -> Digest | None:
+    """Give the promised checksum for what was only unpacked; None where the volume's own is to be told."""
+    return terms.served if made is not None and made.converted is None else None
 
 
 def _ready_message(found: Found, *, is_adopted: bool) -> str:
@@ -288,5 +301,5 @@ def _carry(before: Replica | None, replica: Replica) -> Replica:
         placement=before.placement,
         is_ours=before.is_ours,
         content=before.content,
-        is_unpacked=before.is_unpacked,
+        provenance=before.provenance,
     )

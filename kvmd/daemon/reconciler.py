@@ -194,7 +194,8 @@ class Reconciler:
                 self._rules.policy, digest=template.digest, urls=[SourceUrl.parse(url) for url in template.urls]
             )
             check_credentials(template, self._rules.credentials)
-        return assignment(self._record, key, template, images=self._rules.limits.images)
+        is_raw = key.pool in self._rules.raw_pools
+        return assignment(self._record, key, template, images=self._rules.limits.images, is_raw=is_raw)
 
     def _check_unused(self, wish: Desired) -> None:
         """Raise InUseError where a replica is to go, and a machine's disk stands on it."""
@@ -240,6 +241,7 @@ class Reconciler:
             rules.limits,
             self._shaper,
             rules.inspector,
+            rules.converter,
             keyring=rules.keyring,
             users=self._users,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from kvmd.core.admission import Policy
 from kvmd.engine.job import Limits
 from kvmd.errors import CredentialMissingError
-from kvmd.ports import Credentials, Inspector, Keyring
+from kvmd.ports import Converter, Credentials, Inspector, Keyring
 from kvmwire.events import RegisterData
 
 JOURNAL_PAUSE_S = 5.0
@@ -18,15 +19,18 @@ JOURNAL_PAUSE_S = 5.0
 class Rules:
     """Limits of a session, the policy, and how many sessions run at once.
 
-    ``inspector`` checks images, ``credentials`` are those of this host, ``keyring`` has the keys that may sign checksum files.
+    ``inspector`` checks images, ``converter`` makes raw ones for ``raw_pools``, ``credentials`` are those of this host, ``keyring`` has
+    the keys that may sign checksum files.
     """
 
     slots: int
     limits: Limits
     policy: Policy
     inspector: Inspector
+    converter: Converter
     credentials: Credentials
     keyring: Keyring | None = None
+    raw_pools: Collection[str] = ()
 
 
 def check_credentials(template: RegisterData, installed: Credentials) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kvmd.core.image import ImagePolicy
 from kvmd.core.placement import Placement
+from kvmd.core.provenance import Provenance
 from kvmd.core.session import Terms
 from kvmd.ports import Access
 from kvmwire.digest import Algorithm
@@ -42,8 +43,8 @@ class Job:
     ``checksum_url`` is the file that has the checksum, where the event names one instead of the checksum itself.
 
     ``placed`` is the file that was ready before, if any: ``is_ours`` tells that kvmd put it there, ``is_same_content`` that it was for
-    the same content, ``must_rehash`` that it is to be read again although nobody seems to have touched it, ``is_unpacked`` that it was
-    made of a compressed file. ``kept_for`` names another replica that needs the file. ``sibling`` is another volume of the pool that
+    the same content, ``must_rehash`` that it is to be read again although nobody seems to have touched it, ``provenance`` what it was
+    made of. ``kept_for`` names another replica that needs the file. ``sibling`` is another volume of the pool that
     has the wanted content. ``replaced`` is kvmd's own volume of before, where it may still have the name.
     """
 
@@ -59,7 +60,7 @@ class Job:
     is_ours: bool = False
     is_same_content: bool = False
     must_rehash: bool = False
-    is_unpacked: bool = False
+    provenance: Provenance | None = None
     kept_for: str = ""
     replaced: Placement | None = None
     sibling: Placement | None = None
@@ -71,12 +72,14 @@ class Job:
 
     @property
     def content(self) -> str:
-        """What the volume is to hold: see ``content_name``."""
-        return content_name(self.terms, self.urls)
+        """What the volume is to hold: see ``content_name``; in which form, too."""
+        name = content_name(self.terms, self.urls)
+        return f"raw {name}" if self.terms.is_raw else name
 
     def key(self, *, is_unpacked: bool = False) -> str:
         """Tells apart partial volumes of the same name; fresh URLs of the same content go on with the old bytes."""
-        name = f"{self.content} unpacked" if is_unpacked else self.content
+        name = content_name(self.terms, self.urls)
+        name = f"{name} unpacked" if is_unpacked else name
         return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 

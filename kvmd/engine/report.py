@@ -11,6 +11,7 @@ from kvmd.core.session import (
     Admitting,
     Cancelled,
     Committing,
+    Converting,
     Downloading,
     Failed,
     Probing,
@@ -85,7 +86,7 @@ def replica_state(state: State) -> ReplicaState:
             return ReplicaState.PROBING
         case Downloading():
             return ReplicaState.DOWNLOADING
-        case Verifying():
+        case Verifying() | Converting():
             return ReplicaState.VERIFYING
         case Committing():
             return ReplicaState.COMMITTING

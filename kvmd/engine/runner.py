@@ -23,6 +23,8 @@ from kvmd.core.session import (
     CheckUnused,
     Commit,
     Committed,
+    Convert,
+    Converted,
     Discard,
     Effect,
     Failed,
@@ -62,7 +64,7 @@ from kvmd.errors import (
     TransferError,
 )
 from kvmd.log import get_logger
-from kvmd.ports import Clock, Inspector, Keyring, Packing, Sources, Store, Volume, VolumeRequest
+from kvmd.ports import Clock, Converter, Inspector, Keyring, Packing, Sources, Store, Volume, VolumeRequest
 from kvmwire.digest import Algorithm, Digest
 from kvmwire.status import Progress
 
@@ -83,6 +85,7 @@ class Edges:
     limits: Limits
     shaper: Shaper
     inspector: Inspector
+    converter: Converter
     keyring: Keyring | None = None
     users: Callable[[str], Awaitable[Sequence[str]]] = _nobody
 
@@ -170,10 +173,13 @@ class Session:
             case Fetch(is_alone):
                 return await self._fetch(is_alone=is_alone)
             case Seal():
-                return Sealed(await self._open_volume.seal(self._size))
+                volume = self._open_volume
+                return Sealed(await volume.seal(self._size), takes_only_raw=volume.takes_only_raw)
             case Inspect(image):
                 await self._inspect(image)
                 return None
+            case Convert(image):
+                return Converted(await self._open_volume.convert(image, self._edges.converter))
             case CheckUnused(volume):
                 await self._check_unused(volume)
                 return None
@@ -196,7 +202,9 @@ class Session:
         is_ours = job.is_ours and stored.placement.is_same_file(placed)
         is_comparable = job.is_same_content and placed.digest.algorithm is job.algorithm
         recorded = placed.digest if is_comparable else None
-        return LookedUp(stored, is_ours=is_ours, recorded=recorded, is_unpacked=job.is_unpacked, kept_for=job.kept_for)
+        if stored.provenance is None and recorded == stored.placement.digest:
+            stored = replace(stored, provenance=job.provenance)  # the record beside it was lost
+        return LookedUp(stored, is_ours=is_ours, recorded=recorded, kept_for=job.kept_for)
 
     async def _probe(self) -> Probed:
         job, edges = self._job, self._edges

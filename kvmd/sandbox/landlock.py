@@ -25,8 +25,12 @@ def version() -> int:
     return max(0, int(_libc.syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
 
 
-def restrict(*, readable: Iterable[str], writable: Iterable[str], descriptors: Iterable[int]) -> bool:
-    """Leave only what is named: folders to read and run programs from, files to write, open files to be opened for reading again.
+def restrict(
+    *, readable: Iterable[str], writable: Iterable[str], descriptors: Iterable[int], targets: Iterable[int]
+) -> bool:
+    """Leave only what is named: folders to read and run programs from, files to write, open files to be opened again.
+
+    Those of ``descriptors`` for reading, those of ``targets`` for writing, too.
 
     For ever, for this process and its children. False, and nothing is taken away, where the kernel cannot.
     """
@@ -41,6 +45,8 @@ def restrict(*, readable: Iterable[str], writable: Iterable[str], descriptors: I
         rules.allow_path(path, READ_FILE | WRITE_FILE)
     for fd in descriptors:
         rules.allow(fd, READ_FILE)
+    for fd in targets:
+        rules.allow(fd, READ_FILE | WRITE_FILE)
     return rules.enforce()
 
 

@@ -24,10 +24,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one run; ``memory`` is in bytes. ``counts_tasks``: this user's processes are counted from zero here."""
+    """Limits of one run; ``memory`` and the ``size`` up to which a file may be written are in bytes.
 
-    timeout_s: float
+    ``counts_tasks``: this user's processes are counted from zero here.
+    """
+
+    longest_s: float
     memory: int
+    size: int
     counts_tasks: bool
 
     def apply(self) -> None:
@@ -35,9 +39,9 @@ class Limits:
         _libc.prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
         limits = {
             resource.RLIMIT_AS: self.memory,
-            resource.RLIMIT_CPU: math.ceil(self.timeout_s),
+            resource.RLIMIT_CPU: math.ceil(self.longest_s),
             resource.RLIMIT_CORE: 0,
-            resource.RLIMIT_FSIZE: 0,  # not even an existing file can be written to
+            resource.RLIMIT_FSIZE: self.size,  # 0: not even an existing file can be written to
             resource.RLIMIT_NOFILE: MAX_FILES,
         }
         if self.counts_tasks:
@@ -48,8 +52,8 @@ class Limits:
             resource.setrlimit(kind, (least, least))
 
 
-def confine(volume: int, program: str) -> bool:
-    """Give up everything that looking at the open volume with this program does not need.
+def confine(volume: int, target: int | None, program: str) -> bool:
+    """Give up everything that this program does not need to read the open volume, and to write the target if there is one.
 
     Root becomes nobody. Network and IPC are replaced by empty ones where the kernel allows that, and no file but the system's
     programs can be opened any more where it has Landlock. What is not allowed here is what the inspector's unit does anyway. True
@@ -62,5 +66,6 @@ def confine(volume: int, program: str) -> bool:
         os.setresuid(NOBODY, NOBODY, NOBODY)
     is_counted = int(_libc.unshare(_NEW_USER | _NEW_NET | _NEW_IPC)) == 0
     folder = os.path.dirname(os.path.realpath(program))  # noqa: PTH120 - no import of pathlib
-    landlock.restrict(readable=(*_SYSTEM, folder), writable=("/dev/null",), descriptors=(volume,))
+    targets = () if target is None else (target,)
+    landlock.restrict(readable=(*_SYSTEM, folder), writable=("/dev/null",), descriptors=(volume,), targets=targets)
     return is_counted

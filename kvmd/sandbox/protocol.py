@@ -1,4 +1,4 @@
-"""What kvmd and its inspector say to each other: one request with the volume's descriptor, one answer, both JSON.
+"""What kvmd and its inspector say to each other: one request with open files, one answer, both JSON.
 
 Nothing but the standard library: the inspector starts for every image, and what it imports it can be attacked through.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import cast
 
 MAX_REQUEST = 4096
@@ -16,13 +17,36 @@ MAX_ANSWER = 16 * MAX_OUTPUT
 """JSON writes a byte as up to six characters; two runs."""
 
 
+LEAST_RATE = 4 << 20
+"""Bytes a second: a conversion that is slower all in all is ended, whatever progress it makes."""
+
+
+class Task(StrEnum):
+    """What is to be done: look (``info``, ``check``), ``measure``, or ``convert`` into a second open file."""
+
+    LOOK = "look"
+    MEASURE = "measure"
+    CONVERT = "convert"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Look at the image that came along. ``format`` is qemu's name; ``memory`` is in bytes; the time is for each run."""
+    """Do something with the image that came along. ``format`` is qemu's name; ``memory`` is in bytes.
+
+    ``timeout_s`` is for each run; a conversion is ended after so long without progress. It makes ``size`` bytes.
+    """
 
     format: str
     timeout_s: float
     memory: int
+    task: Task = Task.LOOK
+    size: int = 0
+    writes_zeros: bool = False
+
+    @property
+    def longest_s(self) -> float:
+        """The time that each run may take in all."""
+        return self.timeout_s + self.size / LEAST_RATE
 
     def encode(self) -> bytes:
         """Give the request as it is sent."""
@@ -33,9 +57,12 @@ class Request:
         """Read a request; ValueError for anything else."""
         fields = _table(text)
         kind, timeout_s, memory = fields.get("format"), fields.get("timeout_s"), fields.get("memory")
+        task, size, writes_zeros = fields.get("task"), fields.get("size"), fields.get("writes_zeros")
         if not (isinstance(kind, str) and isinstance(timeout_s, int | float) and isinstance(memory, int)):
             raise ValueError("expected format, timeout_s and memory")  # noqa: TRY004 - any bad message is one kind of error
-        return cls(kind, timeout_s, memory)
+        if not (isinstance(task, str) and isinstance(size, int) and isinstance(writes_zeros, bool) and size >= 0):
+            raise ValueError("expected task, size and writes_zeros")
+        return cls(kind, timeout_s, memory, Task(task), size, writes_zeros)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +80,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``qemu-img info`` and, where that went well, ``check``. ``problem`` tells why there are no runs."""
+    """How the runs of qemu-img went; the first that went wrong is the last. ``problem`` tells why there are none."""
 
     runs: tuple[Run, ...] = ()
     is_missing: bool = False

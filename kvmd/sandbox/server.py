@@ -1,4 +1,4 @@
-"""The inspector: takes one open volume, looks at it with qemu-img, answers, ends. It trusts neither the volume nor qemu-img."""
+"""The inspector: takes an open volume, works on it with qemu-img, answers, ends. It trusts neither the volume nor qemu-img."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from contextlib import suppress
 
 from kvmd.sandbox.limits import Limits, confine
-from kvmd.sandbox.protocol import MAX_OUTPUT, MAX_REQUEST, Answer, Request, Run
+from kvmd.sandbox.patience import Patience
+from kvmd.sandbox.protocol import MAX_OUTPUT, MAX_REQUEST, Answer, Request, Run, Task
 
 FORMATS = ("qcow2", "vmdk", "vhdx")
 _RECEIVE_TIMEOUT_S = 10.0
@@ -23,13 +23,15 @@ def serve(descriptor: int) -> None:
     """Serve the one request that comes over this socket."""
     with socket.socket(fileno=descriptor) as connection:
         connection.settimeout(_RECEIVE_TIMEOUT_S)
-        text, descriptors, _, _ = socket.recv_fds(connection, MAX_REQUEST, 1)
+        text, descriptors, _, _ = socket.recv_fds(connection, MAX_REQUEST, 2)
         try:
             request = Request.decode(text)
         except ValueError as exc:
             answer = Answer(problem=f"the request cannot be read: {exc}")
         else:
             answer = _answer(request, descriptors, connection)
+        for fd in descriptors:  # whoever reads the answer may look whether anybody has the target open for writing
+            os.close(fd)
         connection.sendall(answer.encode())
 
 
@@ -37,15 +39,16 @@ def _answer(request: Request, descriptors: list[int], connection: socket.socket)
     program = shutil.which("qemu-img")
     if program is None:
         return Answer(is_missing=True)
-    if request.format not in FORMATS or len(descriptors) != 1:
-        return Answer(problem="expected one open volume and one of the formats " + ", ".join(FORMATS))
-    volume = descriptors[0]
-    limits = Limits(request.timeout_s, request.memory, confine(volume, program))
+    if request.format not in FORMATS or len(descriptors) != 1 + (request.task is Task.CONVERT):
+        return Answer(problem="expected the open files of the task and one of the formats " + ", ".join(FORMATS))
+    target = descriptors[1] if request.task is Task.CONVERT else None
+    size = request.size if request.task is Task.CONVERT else 0
+    limits = Limits(request.longest_s, request.memory, size, confine(descriptors[0], target, program))
     runs: list[Run] = []
-    for verb in ("info", "check"):
-        words = [program, verb, "--force-share", "--output=json", "-f", request.format, f"/proc/self/fd/{volume}"]
+    for words in _commands(request, *descriptors):
+        patience = Patience(request.timeout_s, request.longest_s, target)
         try:
-            run = _run(words, volume, limits, connection)
+            run = _run([program, *words], descriptors, limits, patience, connection)
         except OSError as exc:
             return Answer(problem=f"qemu-img cannot be run: {exc.strerror or exc}")
         runs.append(run)
@@ -54,14 +57,30 @@ def _answer(request: Request, descriptors: list[int], connection: socket.socket)
     return Answer(tuple(runs))
 
 
-def _run(words: list[str], volume: int, limits: Limits, connection: socket.socket) -> Run:
+def _commands(request: Request, volume: int, target: int = -1) -> list[list[str]]:
+    """Give the words after ``qemu-img`` of each run. The format is always named: nothing is probed."""
+    json, source = ["--force-share", "--output=json", "-f", request.format], f"/proc/self/fd/{volume}"
+    match request.task:
+        case Task.LOOK:
+            return [["info", *json, source], ["check", *json, source]]
+        case Task.MEASURE:
+            return [["measure", *json, "-O", "qcow2", source]]  # as raw it would count zeros, too
+        case Task.CONVERT:
+            zeros = ["-S", "0"] if request.writes_zeros else []
+            words = ["convert", "--force-share", "-p", "-n", "--target-is-zero", *zeros, "-f", request.format]
+            return [[*words, "-O", "raw", source, f"/proc/self/fd/{target}"]]
+
+
+def _run(
+    words: list[str], descriptors: list[int], limits: Limits, patience: Patience, connection: socket.socket
+) -> Run:
     """Run qemu-img within its limits; whatever it started is gone afterwards."""
     process = subprocess.Popen(  # noqa: S603 - the words are ours
         words,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        pass_fds=(volume,),
+        pass_fds=descriptors,
         env={"LC_ALL": "C", "MALLOC_ARENA_MAX": "1"},
         cwd="/",
         process_group=0,
@@ -70,7 +89,7 @@ def _run(words: list[str], volume: int, limits: Limits, connection: socket.socke
     with process:
         ended = os.pidfd_open(process.pid)
         try:
-            ended_for, told, said = _listen(process, ended, connection, deadline=time.monotonic() + limits.timeout_s)
+            ended_for, told, said = _listen(process, ended, connection, patience)
         finally:
             os.close(ended)
             with suppress(ProcessLookupError):
@@ -79,7 +98,7 @@ def _run(words: list[str], volume: int, limits: Limits, connection: socket.socke
 
 
 def _listen(
-    process: subprocess.Popen[bytes], ended: int, connection: socket.socket, *, deadline: float
+    process: subprocess.Popen[bytes], ended: int, connection: socket.socket, patience: Patience
 ) -> tuple[str, bytes, bytes]:
     """Collect what it writes until it ends, or give the limit that it broke. Raises ConnectionError where nobody waits any more."""
     written = {pipe.fileno(): bytearray() for pipe in (process.stdout, process.stderr) if pipe}
@@ -92,10 +111,10 @@ def _listen(
         selector.register(connection, selectors.EVENT_READ)
         has_ended = False
         while not has_ended:
-            left_s = deadline - time.monotonic()
-            ready = {key.fd for key, _ in selector.select(max(0.0, left_s))} if left_s > 0 else set[int]()
-            if not ready:
+            pause_s = patience.pause_s(len(told))
+            if pause_s <= 0:
                 return "time", bytes(told), bytes(said)
+            ready = {key.fd for key, _ in selector.select(pause_s)}
             if connection.fileno() in ready:
                 raise ConnectionAbortedError("kvmd went away")
             has_ended = ended in ready

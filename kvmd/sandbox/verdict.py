@@ -6,7 +6,7 @@ import json
 from typing import cast
 
 from kvmd.core.image import ImageHead
-from kvmd.errors import ImageInvalidError, ImageTruncatedError, ImageUnsafeError
+from kvmd.errors import ConvertError, ImageInvalidError, ImageTruncatedError, ImageUnsafeError, NoSpaceError
 from kvmd.ports import Inspected
 from kvmd.sandbox.protocol import Answer, Run
 
@@ -17,6 +17,7 @@ NOT_CHECKABLE = 63
 _BEYOND = "exceeding the end of the file"
 _LONGEST_SHOWN = 400
 _LIMITS = {"time": "did not end in time and was killed", "output": "wrote without end and was killed"}
+_FULL = ("No space left on device", "Disk quota exceeded")
 _ELSEWHERE = ("backing-filename", "full-backing-filename", "backing-image")
 _WORTH = "Check the image where it comes from with `qemu-img check`, and publish it anew."
 
@@ -38,6 +39,42 @@ def judge(answer: Answer, image: ImageHead) -> Inspected:
         raise ImageInvalidError(f"qemu-img check found errors in the image: {_shown(check)}; refused.", hint=_WORTH)
     leaks = counts.get("leaks", 0)
     return Inspected(leaks=leaks if isinstance(leaks, int) else 0)
+
+
+def measured(answer: Answer) -> int:
+    """Give what ``qemu-img measure`` found. Raises ConvertError."""
+    try:
+        required = _table("measure", _only_run("measure", answer)).get("required")
+    except ImageInvalidError as exc:
+        raise ConvertError(exc.message) from exc
+    if not isinstance(required, int) or required < 0:
+        raise ConvertError(f"qemu-img measure gave no size: {_printable(required)}; the image was not converted.")
+    return required
+
+
+def judge_conversion(answer: Answer) -> None:
+    """Raise ConvertError, or NoSpaceError, where the image was not converted."""
+    _only_run("convert", answer)
+
+
+def _only_run(verb: str, answer: Answer) -> Run:
+    if answer.problem or len(answer.runs) != 1:
+        why = answer.problem or "it gave no whole answer"
+        raise ConvertError(f"the inspector could not convert the image: {_printable(why)}.")
+    run = answer.runs[0]
+    if run.ended_for == "time":
+        raise ConvertError(
+            f"qemu-img {verb} made no progress for too long and was killed; the image was not converted.",
+            hint="Look at the disk and its load; for a slow one raise inspector.timeout_s.",
+        )
+    if run.ended_for:
+        raise ConvertError(f"qemu-img {verb} {_LIMITS.get(run.ended_for, 'was killed')}; the image was not converted.")
+    if any(one in run.said for one in _FULL):
+        raise NoSpaceError(f"the pool became full while the image was converted: {_shown(run)}; the download is kept.")
+    if run.exit_code:
+        how = f"was killed by signal {-run.exit_code}" if run.exit_code < 0 else f"ended with {run.exit_code}"
+        raise ConvertError(f"qemu-img {verb} {how}: {_shown(run)}; the image was not converted.")
+    return run
 
 
 def _check_end(verb: str, run: Run, *, allowed: tuple[int, ...]) -> None:

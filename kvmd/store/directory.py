@@ -17,13 +17,15 @@ from typing import TypeVar
 from kvmd.core.backing import backs
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.placement import Placement, Stored
+from kvmd.core.provenance import Provenance
 from kvmd.errors import ExistsError, KvmdError, NoSpaceError, PoolReadonlyError, StoreIoError
 from kvmd.ports import VolumeRequest
 from kvmd.store.calls import allocate, is_in_memory, translated
 from kvmd.store.hashing import digest_file
 from kvmd.store.inline import Inline
 from kvmd.store.looking import image_of, placement_of, references_of
-from kvmd.store.partial import PartialVolume
+from kvmd.store.partial import PartialVolume, Space
+from kvmd.store.records import forget_record, read_record
 from kvmd.store.staging import PARTIAL, STAGING, PartialFiles, open_folder
 from kvmd.store.unpacked import UnpackedVolume
 from kvmd.store.zeros import Allocation
@@ -136,6 +138,7 @@ class DirectoryStore:
         checkpoint: Checkpoint | None = None
         try:
             self._sweep(files)
+            files.discard_raw()
             if request.packing is not None:
                 packed = files.open_packed()
                 os.ftruncate(fd, 0)
@@ -151,7 +154,7 @@ class DirectoryStore:
                 checkpoint=checkpoint,
                 allocation=self._allocation,
                 inline=self._inline_on(files.staging),
-                on_close=lambda: self._release(request),
+                space=Space(partial(self._reserve_more, request), partial(self._release, request)),
             )
         except BaseException:
             if checkpoint is None:
@@ -206,17 +209,39 @@ class DirectoryStore:
         # Of an unpacked volume nobody knows the size yet; it has at least as many bytes as what it is unpacked from.
         later = 0 if request.packing is None else request.size
         missing = max(0, request.size - os.fstat(fd).st_blocks * 512)
-        usable = _available(fd) - sum(self._unreserved.values())
+        usable = self._usable(fd)
         if missing + later > usable:
             raise NoSpaceError(
                 f"pool {self._name} at {self._path}: the volume {request.name} needs {missing + later} bytes more, "
-                f"{max(0, usable)} are free; nothing was written."
+                f"{usable} are free; nothing was written."
             )
         if is_in_memory(fd) or not allocate(fd, request.size):
             os.ftruncate(fd, request.size)
             later += missing
         if later:
             self._unreserved[request.name, request.key] = later
+
+    async def _reserve_more(self, request: VolumeRequest, size: int) -> None:
+        """Count on so many bytes more than what was written until now."""
+        async with self._admission:
+            self._release(request)
+            with translated(f"pool {self._name} at {self._path}"):
+                usable = await self._on_thread(self._usable_now)
+            if size > usable:
+                raise NoSpaceError(
+                    f"pool {self._name} at {self._path}: the volume {request.name} needs {size} bytes for its raw form beside what was "
+                    f"downloaded, {usable} are free; the download is kept."
+                )
+            self._unreserved[request.name, request.key] = size
+
+    def _usable_now(self) -> int:
+        with self._folder() as pool:
+            return self._usable(pool)
+
+    def _usable(self, fd: int) -> int:
+        """Give the free bytes that nobody counts on."""
+        free = os.fstatvfs(fd)
+        return max(0, free.f_bavail * free.f_frsize - sum(self._unreserved.values()))
 
     def _release(self, request: VolumeRequest) -> None:
         self._unreserved.pop((request.name, request.key), None)
@@ -235,15 +260,32 @@ class DirectoryStore:
                 os.fsync(fd)
             self._forget_journals(name)
             image = image_of(fd, os.fstat(fd).st_size)
-            if known is not None and known.digest.algorithm is algorithm:
-                now = placement_of(os.fstat(fd), str(self._path / name), known.digest)
-                if now.is_same_file(known):
-                    return Stored(now, image)
-            return Stored(
-                placement_of(os.fstat(fd), str(self._path / name), digest_file(fd, algorithm, stopped)), image
-            )
+            placement = self._placement(fd, name, known, algorithm, stopped)
+            return Stored(placement, image, provenance=self._provenance(fd, placement))
         finally:
             os.close(fd)
+
+    def _placement(
+        self, fd: int, name: str, known: Placement | None, algorithm: Algorithm, stopped: threading.Event
+    ) -> Placement:
+        """Describe an open volume; it is hashed unless it is the known one."""
+        if known is not None and known.digest.algorithm is algorithm:
+            now = placement_of(os.fstat(fd), str(self._path / name), known.digest)
+            if now.is_same_file(known):
+                return now
+        return placement_of(os.fstat(fd), str(self._path / name), digest_file(fd, algorithm, stopped))
+
+    def _provenance(self, fd: int, placement: Placement) -> Provenance | None:
+        """Tell what the record says that the open volume was made of; what a crash then left of making it goes."""
+        name = Path(placement.path).name
+        with self._staging() as staging:
+            record = None if staging is None else read_record(name, staging=staging, owner=os.fstat(fd).st_uid)
+        if record is None or record.volume != placement.digest:
+            return None
+        with suppress(OSError, KvmdError):
+            if record.key in self._keys(name):
+                self._discard_one(name, record.key)
+        return record.provenance
 
     def _forget_journals(self, name: str) -> None:
         """Delete the journal that a crash between the rename and its deletion left: its data has become the volume."""
@@ -303,6 +345,9 @@ class DirectoryStore:
                 return False
             os.unlink(name, dir_fd=pool)
             os.fsync(pool)
+        with suppress(OSError), self._staging() as staging:
+            if staging is not None:
+                forget_record(name, staging=staging)
         return True
 
     def _discard(self, name: str) -> None:
@@ -311,14 +356,22 @@ class DirectoryStore:
 
     def _keys(self, name: str) -> set[str]:
         """Give the keys of all partial volumes of that name."""
+        with self._staging() as staging:
+            files = [] if staging is None else os.listdir(staging)
+        return {match["key"] for match in map(PARTIAL.fullmatch, files) if match and match["name"] == name}
+
+    @contextmanager
+    def _staging(self) -> Generator[int | None]:
+        """Open the staging folder; None where there is none."""
         with self._folder() as pool:
             try:
                 staging = open_folder(STAGING, within=pool)
             except FileNotFoundError:
-                return set()
-            try:
-                return {m["key"] for m in map(PARTIAL.fullmatch, os.listdir(staging)) if m and m["name"] == name}
-            finally:
+                staging = None
+        try:
+            yield staging
+        finally:
+            if staging is not None:
                 os.close(staging)
 
     def _discard_one(self, name: str, key: str) -> None:
@@ -353,8 +406,3 @@ class DirectoryStore:
             return status.model_copy(update={"state": PoolState.READONLY})
         except KvmdError:
             return status
-
-
-def _available(fd: int) -> int:
-    free = os.fstatvfs(fd)
-    return free.f_bavail * free.f_frsize

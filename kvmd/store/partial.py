@@ -6,19 +6,25 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.entity import Entity
+from kvmd.core.image import ImageHead
 from kvmd.core.placement import Placement, Stored, Unusable
+from kvmd.core.provenance import Provenance, Record
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, KvmdError, StoreIoError
 from kvmd.log import get_logger
-from kvmd.ports import VolumeRequest
+from kvmd.ports import Converter, VolumeRequest
 from kvmd.store.calls import punch_hole, translated
+from kvmd.store.converted import RawFile
 from kvmd.store.hashing import FrontierHash, Stopped, digest_part
 from kvmd.store.inline import Inline
 from kvmd.store.looking import image_of, placement_of
@@ -31,6 +37,14 @@ log = get_logger(__name__)
 COPY_STEP = 64 * 1024 * 1024
 COPY_BLOCK = 1024 * 1024
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What the pool keeps free for one volume: ``reserve`` so many bytes more, or NoSpaceError is raised; ``release`` ends it."""
+
+    reserve: Callable[[int], Awaitable[None]]
+    release: Callable[[], None]
 
 
 class PartialVolume:
@@ -46,17 +60,17 @@ class PartialVolume:
         checkpoint: Checkpoint | None,
         allocation: Allocation,
         inline: Inline,
-        on_close: Callable[[], None],
+        space: Space,
     ) -> None:
         self._files = files
         self._fd = fd
         self._executor = executor
         self._path = str(files.path)
         self._checkpoint = checkpoint
-        self._is_sparse = allocation is Allocation.SPARSE
+        self._allocation = allocation
         self._inline = inline
         self._is_rewritten = request.is_rewritten
-        self._on_close = on_close
+        self._space = space
         self._written = checkpoint.stored if checkpoint else RangeSet()
         self._is_poisoned = False
         self._is_closed = False
@@ -64,15 +78,22 @@ class PartialVolume:
         self._is_published = False
         self._writing = asyncio.Lock()
         self._journaling = threading.Lock()  # a save that nobody awaits any more may still run
-        self._sealed: Placement | None = None
+        self._sealed: Stored | None = None
+        self._raw: RawFile | None = None
+        self._stopped = threading.Event()
         self._working: set[asyncio.Future[Any]] = set()
         self._hashes = [FrontierHash(fd, algorithm) for algorithm in request.algorithms]
         self._advance(self._written)
 
     @property
+    def _image(self) -> int:
+        """The descriptor of the image as it was published."""
+        return self._fd
+
+    @property
     def _result(self) -> int:
         """The descriptor of the file that becomes the volume."""
-        return self._fd
+        return self._image if self._raw is None else self._raw.fd
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -137,6 +158,26 @@ class PartialVolume:
         """See the port."""
         return await self._perform(f"reading {self._path}", self._open_sealed)
 
+    async def convert(self, image: ImageHead, converter: Converter) -> Stored:
+        """See the port. Where it goes wrong what was downloaded is as good as before."""
+        sealed, size = self._sealed, image.virtual_size
+        if sealed is None or size is None:
+            raise StoreIoError(f"{self._path} was not verified, or has no size; it is not converted.")
+        what, is_sparse = f"converting {self._path}", self._allocation is Allocation.SPARSE
+        source = await self.open_sealed()
+        try:
+            await self._space.reserve(min(size, await converter.measure(source, image)) if is_sparse else size)
+            make = partial(RawFile, self._files, size=size, allocation=self._allocation)
+            self._raw = await self._perform(what, make, is_aside=True)
+            writes_zeros = self._allocation is Allocation.FULL
+            await converter.convert(source, image, self._raw.fd, writes_zeros=writes_zeros)
+        finally:
+            os.close(source)
+        algorithm = sealed.placement.digest.algorithm
+        raw: Stored = await self._perform(what, self._raw.finish, algorithm, self._stopped, is_aside=True)
+        self._sealed = replace(raw, provenance=_converted_from(sealed, image))
+        return self._sealed
+
     async def commit(self, *, replaces: Placement | None = None) -> Placement:
         """See the port."""
         return await self._perform(f"committing {self._path}", self._commit, replaces)
@@ -146,6 +187,7 @@ class PartialVolume:
         if self._is_closed:
             return
         self._is_closed = True
+        self._stopped.set()
         for one in self._hashes:
             one.stop()
         if self._working:
@@ -155,15 +197,15 @@ class PartialVolume:
         try:
             await asyncio.get_running_loop().run_in_executor(self._executor, self._close, discard or is_useless)
         finally:
-            self._on_close()
+            self._space.release()
 
-    async def _perform(self, what: str, work: Callable[..., T], *arguments: object) -> T:
-        """Do blocking work on a thread; after an error nothing but closing is possible any more."""
+    async def _perform(self, what: str, work: Callable[..., T], *arguments: object, is_aside: bool = False) -> T:
+        """Do blocking work on a thread; after an error nothing but closing is possible, unless it touches only other files."""
         self._check_usable(what)
         with translated(what):
             working = asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
             self._working.add(working)
-            working.add_done_callback(self._worked)
+            working.add_done_callback(self._working.discard if is_aside else self._worked)
             return await asyncio.shield(working)
 
     async def _copy_all(self, what: str, source: int, wanted: RangeSet) -> None:
@@ -203,7 +245,7 @@ class PartialVolume:
             raise
 
     def _write(self, offset: int, block: bytes | memoryview) -> None:
-        if not (self._is_sparse and may_hold_zeros(block)):
+        if not (self._allocation is Allocation.SPARSE and may_hold_zeros(block)):
             self._write_all(offset, memoryview(block))
             return
         data = bytes(block)
@@ -245,8 +287,9 @@ class PartialVolume:
         os.ftruncate(self._fd, size)
         os.fdatasync(self._fd)
         digests = [one.digest(size) for one in self._hashes]
-        self._sealed = placement_of(os.fstat(self._fd), self._path, digests[0])
-        return Stored(self._sealed, image_of(self._fd, size), tuple(digests[1:]))
+        placement = placement_of(os.fstat(self._fd), self._path, digests[0])
+        self._sealed = Stored(placement, image_of(self._fd, size), tuple(digests[1:]))
+        return self._sealed
 
     def _open_sealed(self) -> int:
         """Open it anew: through this descriptor nobody can write. Others reach it through nothing else, for its folder is closed."""
@@ -254,11 +297,16 @@ class PartialVolume:
         return os.open(f"/proc/self/fd/{self._result}", os.O_RDONLY | os.O_CLOEXEC)
 
     def _commit(self, replaces: Placement | None) -> Placement:
-        if self._sealed is None:
+        sealed = self._sealed
+        if sealed is None:
             raise StoreIoError(f"{self._path} was not verified; refused.")
+        record: Record | None = None
+        if sealed.provenance is not None:
+            record = Record(sealed.placement.digest, self._files.key, datetime.now(UTC), sealed.provenance)
         try:
             with self._journaling:
-                self._files.publish(self._result, replaces=replaces)
+                is_converted = self._raw is not None
+                self._files.publish(self._result, replaces=replaces, record=record, is_converted=is_converted)
                 self._is_published = True
         except FileExistsError as exc:
             raise ExistsError(
@@ -266,16 +314,24 @@ class PartialVolume:
                 if replaces is not None
                 else f"volume {self._path}: a file of that name appeared while the image was downloaded; it was left as it is."
             ) from exc
-        return self._sealed
+        return sealed.placement
 
     def _close(self, discard: bool) -> None:  # noqa: FBT001 - run_in_executor passes no keywords
         for one in self._hashes:
             one.join()
         try:
-            if discard and self._files.is_still_named(self._result):
+            if self._raw is not None:
+                self._raw.discard()
+            if discard and self._files.is_still_named(self._image):
                 self._files.delete()
         except OSError as exc:  # a pool that went read-only or away; what is left there is swept later
             log.warning("partial volume could not be deleted", volume=self._path, exc=exc)
         finally:
             os.close(self._fd)
             self._files.close()
+
+
+def _converted_from(sealed: Stored, image: ImageHead) -> Provenance:
+    own = (sealed.placement.digest, *sealed.digests)
+    before = sealed.provenance or Provenance(served=own)
+    return replace(before, image=own, converted=image.format)

@@ -11,15 +11,17 @@ from pathlib import Path
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.placement import Placement
+from kvmd.core.provenance import Record
 from kvmd.store.calls import rename_exchange, rename_noreplace
 from kvmd.store.looking import placement_of
+from kvmd.store.records import forget_record, write_record
 
 STAGING = ".kvmd"
 """Folder for partial volumes inside the pool: the same filesystem, and libvirt does not list what is in it."""
 MAX_CHECKPOINT = 8 * 1024 * 1024
 VOLUME_MODE = 0o644
 PARTIAL = re.compile(
-    r"(?P<name>.+)\.(?P<key>[0-9a-f]{16}(?:[0-9a-f]{24})?)\.(?P<kind>part|packed|idle|next|json|json\.new)"
+    r"(?P<name>.+)\.(?P<key>[0-9a-f]{16}(?:[0-9a-f]{24})?)\.(?P<kind>part|packed|raw|idle|next|json|json\.new)"
 )
 """Names of the files of partial volumes; in a pool that several hosts share the key ends with the token of its holder."""
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -33,8 +35,9 @@ def open_folder(path: Path | str, *, within: int | None = None) -> int:
 class PartialFiles:
     """The files of a partial volume, by name inside open folders; ``path`` is the final one. Blocking: call it from a thread.
 
-    ``part`` becomes the volume. Where that is unpacked on the way, what was downloaded lies in ``packed``. ``next`` is what trades
-    places with an older volume, before and after: nobody writes to a file of this name. In a shared pool what was downloaded lies in
+    ``part`` becomes the volume. Where that is unpacked on the way, what was downloaded lies in ``packed``. Where the image is
+    converted, ``raw`` becomes the volume instead. ``next`` is what trades places with an older volume, before and after: nobody
+    writes to a file of this name. In a shared pool what was downloaded lies in
     ``idle`` while nobody has it open.
     """
 
@@ -43,9 +46,11 @@ class PartialFiles:
         self.pool = pool
         self.staging = staging
         self.path = path
+        self.key = key
         self.name = name
         self.part = f"{name}.{key}.part"
         self.packed = f"{name}.{key}.packed"
+        self.raw = f"{name}.{key}.raw"
         self.next = f"{name}.{key}.next"
         self.idle = f"{name}.{key}.idle"
         self.journal = f"{name}.{key}.json"
@@ -71,6 +76,16 @@ class PartialFiles:
     def open_packed(self) -> int:
         """Open or make the file of compressed data; who holds ``part`` owns it, too."""
         return os.open(self.packed, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging)
+
+    def open_raw(self) -> int:
+        """Make the file of the raw image; who holds ``part`` owns it, too."""
+        self.discard_raw()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(self.raw, flags, 0o600, dir_fd=self.staging)
+
+    def discard_raw(self) -> None:
+        """Delete the raw image: it is made anew from what was downloaded."""
+        self._unlink(self.raw)
 
     def is_still_named(self, fd: int) -> bool:
         """Whether the open file is still the one of that name: its last owner may have renamed or deleted it."""
@@ -123,44 +138,52 @@ class PartialFiles:
         if self._has(self.part) or self._has(self.idle):
             return
         self.forget()
-        self._unlink(self.packed)
-        self._unlink(self.next)
+        for one in (self.packed, self.raw, self.next):
+            self._unlink(one)
 
     def delete(self) -> None:
         """Delete everything; the journal first, because it must never speak of data that is gone."""
         self.forget()
-        self._unlink(self.packed)
-        self._unlink(self.next)
-        self._unlink(self.idle)
-        self._unlink(self.part)
+        for one in (self.packed, self.raw, self.next, self.idle, self.part):
+            self._unlink(one)
 
-    def publish(self, fd: int, *, replaces: Placement | None) -> None:
-        """Give the data its final name. Raises FileExistsError where another file than ``replaces`` has it."""
+    def publish(
+        self, fd: int, *, replaces: Placement | None, record: Record | None = None, is_converted: bool = False
+    ) -> None:
+        """Give the data its final name, and leave the record beside it, which is there first.
+
+        The data is the raw image where it ``is_converted``. Raises FileExistsError where another file than ``replaces`` has the name.
+        """
+        made = self.raw if is_converted else self.part
         os.fchmod(fd, VOLUME_MODE)
         os.fsync(fd)
+        if record is not None:
+            write_record(self.name, record, staging=self.staging)
         try:
-            rename_noreplace(self.part, self.name, old_dir=self.staging, new_dir=self.pool)
+            rename_noreplace(made, self.name, old_dir=self.staging, new_dir=self.pool)
         except FileExistsError:
             if replaces is None:
                 raise
-            self._exchange(replaces)
+            self._exchange(made, replaces)
         os.fsync(self.pool)
+        if record is None:
+            forget_record(self.name, staging=self.staging)
         self.forget()
-        self._unlink(self.packed)
-        self._unlink(self.next)
+        for one in (self.packed, self.next, *((self.part,) if is_converted else ())):
+            self._unlink(one)
 
-    def _exchange(self, old: Placement) -> None:
+    def _exchange(self, made: str, old: Placement) -> None:
         """Let the data trade places with the old volume, which lies under ``next`` then. Raises FileExistsError.
 
         Under ``part`` it must never lie: whoever goes on with a partial volume writes to that.
         """
         if not self._is_at(self.name, self.pool, old):
             raise FileExistsError(errno.EEXIST, "another file than the one to replace has the name")
-        os.rename(self.part, self.next, src_dir_fd=self.staging, dst_dir_fd=self.staging)
+        os.rename(made, self.next, src_dir_fd=self.staging, dst_dir_fd=self.staging)
         try:
             self._trade(old)
         except OSError:
-            os.rename(self.next, self.part, src_dir_fd=self.staging, dst_dir_fd=self.staging)
+            os.rename(self.next, made, src_dir_fd=self.staging, dst_dir_fd=self.staging)
             raise
         os.fsync(self.staging)
 

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from kvmd.core.placement import Stored, Unusable
+from kvmd.core.provenance import Provenance
 from kvmd.core.ranges import RangeSet
 from kvmd.errors import ContentError, SourceError
 from kvmd.ports import VolumeRequest
@@ -33,11 +34,12 @@ class UnpackedVolume(PartialVolume):
             raise ValueError("the request asks for no unpacking")
         self._plain = result
         self._is_hasty = packing.is_hasty
+        self._compression = packing.compression
         self._unpacking = Unpacking(arguments[1], result, packing, allocation=allocation)
         super().__init__(*arguments, request=request, allocation=allocation, **others)
 
     @property
-    def _result(self) -> int:
+    def _image(self) -> int:
         return self._plain
 
     async def write(self, offset: int, block: bytes | memoryview) -> None:
@@ -72,8 +74,10 @@ class UnpackedVolume(PartialVolume):
             return Unusable(size, served, exc)
         os.fdatasync(self._plain)
         digest = self._unpacking.digest()
-        self._sealed = placement_of(os.fstat(self._plain), self._path, digest)
-        return Stored(self._sealed, image_of(self._plain, content_size), served=served)
+        placement = placement_of(os.fstat(self._plain), self._path, digest)
+        made = Provenance(served, self._compression)
+        self._sealed = Stored(placement, image_of(self._plain, content_size), provenance=made)
+        return self._sealed
 
     def _close(self, discard: bool) -> None:  # noqa: FBT001 - run_in_executor passes no keywords
         self._unpacking.join()

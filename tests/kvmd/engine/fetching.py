@@ -14,7 +14,16 @@ from typing import TypedDict
 
 from typing_extensions import Unpack
 
-from kvmd.app.parts import disk_threads, environment_of, images_of, inspector_of, keyring_of, limits_of, open_sources
+from kvmd.app.parts import (
+    converter_of,
+    disk_threads,
+    environment_of,
+    images_of,
+    inspector_of,
+    keyring_of,
+    limits_of,
+    open_sources,
+)
 from kvmd.clock import SystemClock
 from kvmd.config import Settings
 from kvmd.core.session import Cancelled, Failed, Ready, Started, State, Terms, Waiting
@@ -160,8 +169,9 @@ class Host:
             async with open_sources(self.settings, environment) as sources:
                 store = DirectoryStore("pool", self.pool, executor=executor)
                 keyring = keyring_of(self.settings.policy, executor)
-                inspector = inspector_of(self.settings.inspector)
-                edges = Edges(sources, store, clock, limits_of(self.settings), Shaper(0, clock), inspector, keyring)
+                inspector, converter = inspector_of(self.settings.inspector), converter_of(self.settings.inspector)
+                limits, shaper = limits_of(self.settings), Shaper(0, clock)
+                edges = Edges(sources, store, clock, limits, shaper, inspector, converter, keyring)
                 state = await Session(job, edges, Listener(on_state, progress.append)).run(Started())
         finally:
             await asyncio.to_thread(executor.shutdown)
@@ -177,9 +187,10 @@ class Host:
         return outcome
 
     def partial_files(self) -> dict[str, int]:
-        """Give name and size of everything in the staging folder."""
+        """Give name and size of everything in the staging folder but the records of finished volumes."""
         staging = self.pool / STAGING
-        return {path.name: path.stat().st_size for path in staging.iterdir()} if staging.exists() else {}
+        files = [path for path in staging.iterdir() if path.suffix != ".record"] if staging.exists() else []
+        return {path.name: path.stat().st_size for path in files}
 
     async def _check(self, outcome: Outcome, before: object, open_files: int) -> None:
         if isinstance(outcome.state, Ready):

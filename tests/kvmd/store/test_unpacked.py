@@ -14,6 +14,7 @@ from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.compression import Bounds, Compression
 from kvmd.core.entity import Entity
 from kvmd.core.placement import Stored, Unusable
+from kvmd.core.provenance import Provenance
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import NoSpaceError
 from kvmd.ports import Packing, VolumeRequest
@@ -51,12 +52,13 @@ async def test_zeros_take_the_space_that_the_pool_wants(
     await volume.write(0, PACKED)
     stored = await volume.seal(len(PACKED))
     assert isinstance(stored, Stored)
-    assert (stored.placement.digest, stored.served) == (digest(DISK), (digest(PACKED),))
+    assert stored.placement.digest == digest(DISK)
+    assert stored.provenance == Provenance((digest(PACKED),), Compression.GZIP)
     await volume.commit()
     await volume.close(discard=False)
     assert (tmp_path / "disk").read_bytes() == DISK
     assert least * MIB <= (tmp_path / "disk").stat().st_blocks * 512 <= most * MIB
-    assert list((tmp_path / ".kvmd").iterdir()) == []
+    assert [path.name for path in (tmp_path / ".kvmd").iterdir()] == ["disk.record"]
 
 
 async def test_what_is_left_after_a_crash_behind_the_rename_is_forgotten(
@@ -72,7 +74,7 @@ async def test_what_is_left_after_a_crash_behind_the_rename_is_forgotten(
     for kind in ("packed", "json"):
         (tmp_path / ".kvmd" / f"disk.0123456789abcdef.{kind}").write_bytes(b"left")
     await store.find("disk", known=stored.placement, algorithm=Algorithm.SHA_256)
-    assert list((tmp_path / ".kvmd").iterdir()) == []
+    assert [path.name for path in (tmp_path / ".kvmd").iterdir()] == ["disk.record"]
 
 
 async def test_a_damaged_file_is_unusable_and_has_its_digest(tmp_path: Path, executor: ThreadPoolExecutor) -> None:

@@ -1,0 +1,91 @@
+"""The raw form of an image, made beside it by a program that is not trusted."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import threading
+from contextlib import suppress
+
+from kvmd.core.placement import Stored
+from kvmd.errors import ConvertError
+from kvmd.store.calls import allocate
+from kvmd.store.hashing import digest_file
+from kvmd.store.looking import image_of, placement_of
+from kvmd.store.staging import PartialFiles
+from kvmd.store.zeros import Allocation
+from kvmwire.digest import Algorithm
+
+_FOR_ALL = 0o666
+"""While it is made: the sandbox's user is another one. Nobody else reaches it: its folder is closed."""
+_OTHERS = 0o007
+
+
+class RawFile:
+    """The file that becomes the volume. Blocking: call it from a thread.
+
+    ``fd`` is open for writing until ``finish``, then for reading alone.
+    """
+
+    def __init__(self, files: PartialFiles, *, size: int, allocation: Allocation) -> None:
+        self._files = files
+        self._size = size
+        _close_folder(files.staging)
+        self.fd = files.open_raw()
+        try:
+            os.ftruncate(self.fd, size)
+            if allocation is not Allocation.SPARSE:
+                allocate(self.fd, size)
+            os.fchmod(self.fd, _FOR_ALL)
+        except BaseException:
+            self.discard()
+            raise
+
+    def finish(self, algorithm: Algorithm, stopped: threading.Event) -> Stored:
+        """Sync what was written, and read it back from the disk. Raises OSError, ConvertError, or Stopped where that is set."""
+        os.fchmod(self.fd, 0o600)
+        os.fsync(self.fd)
+        self._reopen()
+        size = os.fstat(self.fd).st_size
+        if size != self._size:
+            raise ConvertError(f"expected {self._size} bytes of raw image, got {size}; it was discarded.")
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        digest = digest_file(self.fd, algorithm, stopped)
+        placement = placement_of(os.fstat(self.fd), str(self._files.path), digest)
+        return Stored(placement, image_of(self.fd, size))
+
+    def discard(self) -> None:
+        """Delete it, unless it has become the volume, and close it."""
+        try:
+            self._files.discard_raw()
+        finally:
+            os.close(self.fd)
+
+    def _reopen(self) -> None:
+        """Keep it open for reading alone, and see that nobody else has it open for writing. Raises ConvertError."""
+        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        os.close(self.fd)
+        self.fd = fd
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # should the lease be broken: one that does nothing
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)  # which the kernel grants only where nobody can write
+        except OSError as exc:
+            if exc.errno == errno.EAGAIN:
+                raise ConvertError(
+                    "what converted the image has left something behind that could still write to it; it was discarded.",
+                    hint="Do not use this image: it may have taken over qemu-img.",
+                ) from exc
+        else:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def _close_folder(folder: int) -> None:
+    """Let nobody else into the staging folder."""
+    mode = os.fstat(folder).st_mode
+    if mode & _OTHERS:
+        with suppress(
+            PermissionError
+        ):  # somebody else's, in a pool that hosts share: then its mode is theirs to choose
+            os.fchmod(folder, mode & ~_OTHERS)
