@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from kvmd.config import DirectoryPool, LibvirtPool, Settings
 from kvmd.config.checking import Finding
 from kvmd.errors import ConfigError, KvmdError
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.library import load_libvirt
-from kvmd.hypervisor.pools import check_pool
+from kvmd.hypervisor.pools import FIXED, REMOTE, PoolFacts, check_pool
 from kvmd.ports import PoolStore
+from kvmd.store.block import BlockStore
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.libvirt import LibvirtStore
 from kvmd.store.zeros import Allocation
 
+STAGING = "staging"
+"""Folder of the state directory for what is downloaded into pools that have no files."""
 _CHECK_S = 5.0
 
 
@@ -32,19 +37,38 @@ async def open_stores(settings: Settings, executor: Executor) -> AsyncGenerator[
     if connections:
         await asyncio.to_thread(load_libvirt)
     try:
-        yield {name: _store(name, pool, connections, executor) for name, pool in settings.pools.items()}
+        yield {
+            name: _store(name, pool, connections, executor, state_dir=settings.state_dir)
+            for name, pool in settings.pools.items()
+        }
     finally:
         for connection in connections.values():
             await connection.close()
 
 
 def _store(
-    name: str, pool: DirectoryPool | LibvirtPool, connections: Mapping[str, Connection], executor: Executor
+    name: str,
+    pool: DirectoryPool | LibvirtPool,
+    connections: Mapping[str, Connection],
+    executor: Executor,
+    *,
+    state_dir: Path,
 ) -> PoolStore:
     folder = partial(DirectoryStore, name, executor=executor, allocation=Allocation(pool.allocation))
     if isinstance(pool, DirectoryPool):
         return folder(pool.path)
-    return LibvirtStore(name, pool.pool, connections[pool.uri], folder=folder)
+    connection, staging = connections[pool.uri], pool.staging or state_dir / STAGING / name
+    block = BlockStore(
+        name,
+        pool.pool,
+        connection,
+        staging=folder(staging),
+        folder=staging,
+        units=pool.units,
+        is_sparse=pool.allocation == "sparse",
+        executor=executor,
+    )
+    return LibvirtStore(name, pool.pool, connection, folder=folder, block=block)
 
 
 async def check_pools(settings: Settings) -> list[Finding]:
@@ -55,7 +79,8 @@ async def check_pools(settings: Settings) -> list[Finding]:
             continue
         connection = Connection(pool.uri)
         try:
-            await connection.call(partial(check_pool, name=pool.pool), what=f"pool {name}", timeout_s=_CHECK_S)
+            facts = await connection.call(partial(check_pool, name=pool.pool), what=f"pool {name}", timeout_s=_CHECK_S)
+            findings += _shortcomings(name, pool, facts)
         except ConfigError as exc:
             findings.append(Finding(f"pools.{name}.type", "error", exc.message.rstrip("."), exc.hint))
         except KvmdError as exc:
@@ -63,3 +88,15 @@ async def check_pools(settings: Settings) -> list[Finding]:
         finally:
             await connection.close()
     return findings
+
+
+def _shortcomings(name: str, pool: LibvirtPool, facts: PoolFacts) -> list[Finding]:
+    """Say what a pool lacks that can be used otherwise."""
+    found: list[Finding] = []
+    if facts.type in FIXED and not pool.units:
+        message = f"libvirt's pool {pool.pool} is of type {facts.type}: it makes no volumes, and none is named that may be overwritten"
+        found.append(Finding(f"pools.{name}.units", "error", message, 'Name some: units = ["unit:0:0:1"].'))
+    if facts.type in REMOTE and shutil.which("qemu-nbd") is None:
+        message = f"qemu-nbd, which reaches volumes of type {facts.type}, is not installed"
+        found.append(Finding(f"pools.{name}.type", "error", message, "apt install qemu-utils qemu-block-extra"))
+    return found

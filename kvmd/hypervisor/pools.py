@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 FOLDERS = frozenset({"dir", "fs", "netfs", "gluster"})
 """Types of pools whose volumes are files in a folder of this machine."""
+FIXED = frozenset({"iscsi-direct"})
+"""Types of pools whose volumes are made elsewhere: libvirt neither makes nor deletes them."""
+NUMBERED = frozenset({"disk"})
+"""Types of pools that name their volumes themselves."""
+REMOTE = frozenset({"iscsi-direct", "rbd"})
+"""Types of pools to whose volumes no device of this machine leads."""
+BLOCKS = frozenset({"logical"}) | NUMBERED | REMOTE
+"""Types of pools whose volumes are block devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +76,19 @@ def active_pool(connect: virConnect, name: str) -> PoolFacts:
     return facts
 
 
-def check_pool(connect: virConnect, name: str) -> None:
-    """Raise the StoreError that says why volumes could not be put into the pool, or libvirtError where it is not defined."""
+def check_pool(connect: virConnect, name: str) -> PoolFacts:
+    """Describe the pool. Raises the StoreError that says why volumes cannot be put into it, libvirtError where it is not defined."""
     facts = active_pool(connect, name)
-    if facts.type not in FOLDERS:
+    if facts.type not in FOLDERS | BLOCKS:
         raise unsuitable_pool(facts)
+    return facts
 
 
 def unsuitable_pool(facts: PoolFacts) -> PoolUnsupportedError:
     """Give the error for a pool of a type that volumes cannot be put into."""
     return PoolUnsupportedError(
-        f"libvirt's pool {facts.name} is of type {facts.type}, and this version puts volumes only into pools of files; "
-        "nothing was downloaded.",
-        hint=f"Name a pool of type {', '.join(sorted(FOLDERS))}.",
+        f"libvirt's pool {facts.name} is of type {facts.type}, which this version puts no volumes into; nothing was downloaded.",
+        hint=f"Name a pool of type {', '.join(sorted(FOLDERS | BLOCKS))}.",
     )
 
 

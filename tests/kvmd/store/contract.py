@@ -92,14 +92,6 @@ class StoreContract:
             await make(store, replaces=old)
         assert volume_bytes("disk") == content
 
-    async def test_what_reads_from_a_volume_is_found(self, store: PoolStore) -> None:
-        placement = await make(store)
-        assert await store.dependents(placement.path) == []
-        disk = Path(placement.path).with_name("vm1.qcow2")
-        disk.write_bytes(overlay(1 << 30, Backing(placement.path, "raw")))
-        assert await store.dependents(placement.path) == [str(disk)]
-        assert await store.dependents(str(disk)) == []
-
     async def test_a_volume_is_read_again_from_the_disk_at_a_rate(self, store: PoolStore) -> None:
         placement = await make(store)
         begun = time.monotonic()
@@ -295,3 +287,15 @@ class StoreContract:
     async def _can_be_opened(self, store: Store) -> None:
         volume: Volume = await store.open(request())
         await volume.close(discard=True)
+
+
+class FolderContract(StoreContract):
+    """The suite for stores whose volumes are files."""
+
+    async def test_what_reads_from_a_volume_is_found(self, store: PoolStore) -> None:
+        placement = await make(store)
+        assert await store.dependents(placement.path) == []
+        disk = Path(placement.path).with_name("vm1.qcow2")
+        disk.write_bytes(overlay(1 << 30, Backing(placement.path, "raw")))
+        assert await store.dependents(placement.path) == [str(disk)]
+        assert await store.dependents(str(disk)) == []

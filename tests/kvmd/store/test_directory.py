@@ -19,8 +19,8 @@ from tests.kvmd.store.contract import (
     CONTENT,
     HALF,
     SIZE,
+    FolderContract,
     ReadVolume,
-    StoreContract,
     digest,
     keep_half,
     make,
@@ -62,7 +62,7 @@ def volume_bytes(pool: Path) -> ReadVolume:
     return read
 
 
-class TestDirectoryStore(StoreContract):
+class TestDirectoryStore(FolderContract):
     """The contract."""
 
 

@@ -20,13 +20,13 @@ from kvmd.errors import (
     PoolUnsupportedError,
 )
 from kvmd.hypervisor.connection import Connection
-from kvmd.ports import Store
-from kvmd.store import libvirt
+from kvmd.store import patience
+from kvmd.store.block import BlockStore
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.libvirt import LibvirtStore
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolState
-from tests.kvmd.store.contract import CONTENT, SIZE, ReadVolume, StoreContract, keep_half, make, request
+from tests.kvmd.store.contract import CONTENT, SIZE, FolderContract, ReadVolume, keep_half, make, request
 from tests.support.images import qcow2
 from tests.support.libvirtd import Libvirtd
 
@@ -81,12 +81,23 @@ def pool(libvirtd: Libvirtd, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @pytest.fixture
-async def store(libvirtd: Libvirtd, pool: Path) -> AsyncIterator[LibvirtStore]:
+async def store(libvirtd: Libvirtd, pool: Path, tmp_path: Path) -> AsyncIterator[LibvirtStore]:
     """Give the store under test."""
     assert pool.is_dir()
     connection = Connection(libvirtd.uri)
     with ThreadPoolExecutor(4) as threads:
-        yield LibvirtStore("pool", "fast", connection, folder=partial(DirectoryStore, "pool", executor=threads))
+        folder = partial(DirectoryStore, "pool", executor=threads)
+        block = BlockStore(
+            "pool",
+            "fast",
+            connection,
+            staging=folder(tmp_path),
+            folder=tmp_path,
+            units=(),
+            is_sparse=True,
+            executor=threads,
+        )
+        yield LibvirtStore("pool", "fast", connection, folder=folder, block=block)
     await connection.close()
 
 
@@ -102,7 +113,7 @@ def volume_bytes(libvirtd: Libvirtd, pool: Path) -> ReadVolume:
     return read
 
 
-class TestLibvirtStore(StoreContract):
+class TestLibvirtStore(FolderContract):
     """The contract."""
 
 
@@ -172,7 +183,7 @@ async def test_a_commit_waits_for_a_libvirtd_that_is_restarted(store: LibvirtSto
 async def test_a_libvirtd_that_stays_away_is_told_and_the_volume_is_found_later(
     store: LibvirtStore, libvirtd: Libvirtd, pool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(libvirt, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.2)
     volume = await store.open(request())
     await volume.write(0, CONTENT)
     sealed = await volume.seal(SIZE)
@@ -212,32 +223,20 @@ async def test_libvirt_must_take_the_volume_for_what_it_is(store: LibvirtStore, 
     assert libvirtd.volumes("fast") == {"disk"}
 
 
-async def test_a_pool_of_another_type_is_refused_before_anything_is_downloaded(libvirtd: Libvirtd) -> None:
-    disk = libvirtd.folder / "table"
-    with disk.open("wb") as file:
-        file.truncate(16 * MIB)
-    device = _attached(disk)
-    try:
-        libvirtd.define_pool(
-            f"<pool type='disk'><name>slow</name><source><device path='{device}'/><format type='gpt'/></source>"
-            "<target><path>/dev</path></target></pool>",
-            build=True,
-        )
-        connection = Connection(libvirtd.uri)
-        store = LibvirtStore("pool", "slow", connection, folder=_no_folder)
-        with pytest.raises(PoolUnsupportedError, match=r"is of type disk, .* only into pools of files") as caught:
-            await store.find("disk", known=None, algorithm=Algorithm.SHA_256)
-        assert "dir, fs" in caught.value.hint
-        status = await store.status()
-        await connection.close()
-        assert (status.type, status.state) == ("libvirt:disk", PoolState.MISSING)
-    finally:
-        libvirtd.forget_pool("slow")
-        subprocess.run(["losetup", "--detach", device], check=True)
-
-
-def _no_folder(path: Path) -> Store:
-    raise AssertionError(path)
+@only_dir
+async def test_a_pool_of_another_type_is_refused_before_anything_is_downloaded(
+    store: LibvirtStore, libvirtd: Libvirtd
+) -> None:
+    libvirtd.forget_pool("fast")
+    xml = "<pool type='mpath'><name>fast</name><target><path>/dev/mapper</path></target></pool>"
+    libvirtd.define_pool(xml)
+    with pytest.raises(
+        PoolUnsupportedError, match="is of type mpath, which this version puts no volumes into"
+    ) as caught:
+        await store.find("disk", known=None, algorithm=Algorithm.SHA_256)
+    assert "dir, disk, fs" in caught.value.hint
+    status = await store.status()
+    assert (status.type, status.state) == ("libvirt:mpath", PoolState.MISSING)
 
 
 @only_dir

@@ -1,0 +1,164 @@
+"""What kvmd knows of the volumes of a block pool: which it means to make, which are its own, and what they hold.
+
+A block device has no name, no date and no folder of its own to be recognised by. So a note is kept of each volume, and nothing
+but a note that says so makes what a volume holds count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kvmd.core.placement import Placement
+from kvmwire.codes import WireError
+from kvmwire.digest import Digest
+
+_VERSION = 1
+SECTOR = 4096
+"""Volumes are asked for in multiples of so many bytes: no device has larger sectors."""
+SLACK = 64 << 20
+"""A pool may give so many bytes more than it is asked for: an extent of LVM has 4 MiB, unless somebody chose otherwise."""
+_DIGITS = tuple("0123456789")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A volume as libvirt told of it. ``pool`` is the pool's UUID, ``extent`` where it lies on its disk; ``capacity`` is bytes.
+
+    Two that are equal are the same volume, as far as libvirt can tell.
+    """
+
+    pool: str
+    volume: str
+    key: str
+    path: str
+    capacity: int
+    extent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Intention:
+    """A volume that was not there, and is about to be made with ``size`` bytes: one that is there afterwards is kvmd's."""
+
+    pool: str
+    volume: str
+    size: int
+
+    def covers(self, slot: Slot) -> bool:
+        """Whether the volume is the one that was to be made."""
+        is_named = (slot.pool, slot.volume) == (self.pool, self.volume)
+        return is_named and self.size <= slot.capacity <= self.size + SLACK
+
+
+@dataclass(frozen=True, slots=True)
+class Vacant:
+    """A volume that is kvmd's and holds nothing that counts: it may be overwritten, and deleted."""
+
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A volume that holds an image of ``size`` bytes, which were read back from it.
+
+    ``name`` is the volume's in kvmd's words, ``part`` the key of the partial volume that it was made from, ``placed_ns`` when (of two
+    with one name the later counts), ``sample`` what a few of its bytes were then.
+    """
+
+    slot: Slot
+    name: str
+    part: str
+    size: int
+    digest: Digest
+    placed_ns: int
+    sample: str
+
+    def placement(self, *, is_sampled: bool = True) -> Placement:
+        """Describe it as stores do. Where its sample is another one now, it is not the very volume any more."""
+        slot = self.slot
+        number = int(hashlib.sha256(f"{slot.pool} {slot.key}".encode()).hexdigest()[:15], 16)
+        return Placement(slot.path, 0, number, self.size, self.placed_ns if is_sampled else 0, self.digest)
+
+
+Note = Intention | Vacant | Holding
+_KINDS: dict[str, type[Note]] = {"intention": Intention, "vacant": Vacant, "holding": Holding}
+
+
+def volume_of(note: Note) -> str:
+    """Name the volume that the note is about, as libvirt does."""
+    return note.volume if isinstance(note, Intention) else note.slot.volume
+
+
+def encode(note: Note) -> bytes:
+    """Encode as one JSON line and a CRC, so that a torn file is recognised."""
+    kind = next(name for name, one in _KINDS.items() if isinstance(note, one))
+    fields = asdict(note)
+    if isinstance(note, Holding):
+        fields["digest"] = str(note.digest)
+    body = json.dumps({"version": _VERSION, "kind": kind, **fields}).encode()
+    return body + b"\n%08x\n" % zlib.crc32(body)
+
+
+def decode(data: bytes) -> Note | None:
+    """Read what ``encode`` wrote; None for anything else: torn, changed, or of another version."""
+    body, _, check = data.partition(b"\n")
+    if check != b"%08x\n" % zlib.crc32(body):
+        return None
+    try:
+        fields: dict[str, Any] = json.loads(body)
+        if fields.pop("version") != _VERSION:
+            return None
+        kind = _KINDS[fields.pop("kind")]
+        if "slot" in fields:
+            fields["slot"] = Slot(**fields["slot"])
+        if "digest" in fields:
+            fields["digest"] = Digest.parse(fields["digest"])
+        return kind(**fields)
+    except (ValueError, KeyError, TypeError, WireError):
+        return None
+
+
+def rounded(size: int) -> int:
+    """Give the bytes to ask for, so that an image of ``size`` bytes finds room."""
+    return -(-size // SECTOR) * SECTOR
+
+
+def held(notes: Iterable[Note], name: str, slots: Collection[Slot]) -> Holding | None:
+    """Give the note that tells which volume has the name: only one whose very volume is there is believed."""
+    found = [note for note in notes if isinstance(note, Holding) and note.name == name and note.slot in slots]
+    return max(found, key=lambda note: note.placed_ns, default=None)
+
+
+def superseded(notes: Collection[Note], slots: Collection[Slot]) -> list[Holding]:
+    """Give the holdings whose name a later one has, which is there."""
+    return [
+        note
+        for note in notes
+        if isinstance(note, Holding)
+        and (newest := held(notes, note.name, slots)) is not None
+        and newest.placed_ns > note.placed_ns
+    ]
+
+
+def best_fit(slots: Iterable[Slot], size: int) -> Slot | None:
+    """Give the smallest volume that has room."""
+    return min((one for one in slots if one.capacity >= size), key=lambda one: (one.capacity, one.volume), default=None)
+
+
+def partition_name(device: str, taken: Collection[str]) -> str:
+    """Give the name that the next partition gets, by the kernel's rule: libvirt makes none that is called otherwise.
+
+    parted gives it the lowest number that is free.
+    """
+    start = device.rpartition("/")[2]
+    start += "p" if start.endswith(_DIGITS) else ""
+    return next(name for number in range(1, len(taken) + 2) if (name := f"{start}{number}") not in taken)
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Give the name for a volume: its own, or one after a ``+``, which no name of kvmd's has, while an older volume has that."""
+    return next(one for n in range(len(taken) + 1) if (one := f"{name}+{n}" if n else name) not in taken)

@@ -1,0 +1,318 @@
+"""A libvirt pool whose volumes are block devices: images are made ready in a folder, and then placed on a volume of the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from kvmd.core.allotment import Holding, Slot
+from kvmd.core.domain import QEMU_FORMATS
+from kvmd.core.image import FoundFormat
+from kvmd.core.placement import Placement, Stored
+from kvmd.errors import ConvertError, ExistsError, KvmdError, PoolMissingError, StoreIoError
+from kvmd.hypervisor.connection import Connection
+from kvmd.hypervisor.pools import FIXED, REMOTE
+from kvmd.hypervisor.volumes import BlockPool, Server, server_of
+from kvmd.ports import PoolStore, Volume, VolumeRequest
+from kvmd.store.allotting import Allotter
+from kvmd.store.calls import translated
+from kvmd.store.devices import Device, LocalDevice
+from kvmd.store.patience import patiently
+from kvmd.store.placing import check_same, digest_device, head_of, place, sample_of
+from kvmd.store.remote import remote_device
+from kvmd.store.staging import STAGING
+from kvmd.store.wrapped import WrappedVolume
+from kvmwire.digest import Algorithm
+from kvmwire.status import PoolState, PoolStatus
+
+NOTES = "placed"
+"""Folder for the notes of what is placed where, beside the staging folder."""
+_NOT_FLAT = frozenset(QEMU_FORMATS) - {FoundFormat.RAW}
+"""Formats whose bytes are not what a machine is to see."""
+STATUS_S = 4.0
+_STAGING_MODE = 0o700
+T = TypeVar("T")
+Place = Callable[[Stored, int, Placement | None], Awaitable[Placement]]
+
+
+class BlockStore:
+    """Implements the ports ``Store`` and ``Keeper`` on libvirt's pool ``pool``.
+
+    ``staging`` is the store of the folder ``folder``, on a filesystem: downloads are made ready there. ``units`` are the volumes of a
+    pool that libvirt makes none in which may be overwritten. ``is_sparse``: the space of zeros is given back where the device can.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pool: str,
+        connection: Connection,
+        *,
+        staging: PoolStore,
+        folder: Path,
+        units: Sequence[str],
+        is_sparse: bool,
+        executor: Executor,
+    ) -> None:
+        self._name = name
+        self._pool = pool
+        self._connection = connection
+        self._staging = staging
+        self._folder = folder
+        self._is_sparse = is_sparse
+        self._executor = executor
+        self._allotter = Allotter(name, pool, connection, notes=folder / NOTES, units=units, executor=executor)
+
+    async def open(self, request: VolumeRequest) -> Volume:
+        """See the port. Room in the pool is looked for, and taken only when the image is known to be good."""
+        pool = await self._allotter.look()
+        if request.size is not None:
+            await self._allotter.expect_room(pool, request.name, request.size)
+        await self._on_thread(self._make_folder)
+        inner = await self._staging.open(replace(request, copy_of=None))
+        return StagedVolume(inner, partial(self._place, request))
+
+    async def find(self, name: str, *, known: Placement | None, algorithm: Algorithm) -> Stored | None:
+        """See the port. Only what a note of ours tells of a volume that is there is believed."""
+        pool = await self._allotter.look()
+        holding = await self._allotter.holding(name, pool)
+        if holding is None:
+            return None
+        server = await self._server(pool)
+        work = partial(_examine, holding, server=server, known=known, algorithm=algorithm)
+        stored = await self._stoppably(f"reading {holding.slot.path}", work)
+        with suppress(KvmdError):  # what a crash left after the volume was ready
+            await self._forget_staged(holding)
+            await self._allotter.vacate_superseded(pool)
+        return stored
+
+    async def reread(self, placement: Placement, *, rate: int) -> Placement | None:
+        """See the port ``Keeper``."""
+        pool = await self._allotter.look()
+        holding = await self._allotter.holding_at(placement.path, pool)
+        if holding is None:
+            return None
+        server, algorithm = await self._server(pool), placement.digest.algorithm
+        work = partial(_reread, holding, server=server, algorithm=algorithm, rate=rate)
+        return await self._stoppably(f"reading {placement.path}", work)
+
+    async def dependents(self, path: str) -> Sequence[str]:
+        """See the port ``Keeper``. Of raw volumes only snapshots that libvirt tells of read from others."""
+        pool = await self._allotter.look()
+        return [snapshot for snapshot, of in pool.snapshots if of == path]
+
+    async def remove(self, placement: Placement) -> bool:
+        """See the port. A volume that libvirt cannot delete stays kvmd's, and is overwritten by another one."""
+        pool = await self._allotter.look()
+        holding = await self._allotter.holding_at(placement.path, pool)
+        if holding is None or not holding.placement().is_same_file(placement):
+            return False
+        server = await self._server(pool)
+        work = partial(_is_untouched, holding, server=server)
+        if not await self._stoppably(f"removing {placement.path}", work):
+            return False
+        await self._allotter.vacate(holding)
+        return True
+
+    async def discard(self, name: str) -> None:
+        """See the port. ``name`` may be the last part of a placement's path, too."""
+        for one in {name, *await self._allotter.names_at(name)}:
+            with suppress(PoolMissingError):  # nothing was ever staged
+                await self._staging.discard(one)
+
+    async def status(self) -> PoolStatus:
+        """See the port."""
+        status = PoolStatus(name=self._name, type="libvirt", path="", state=PoolState.MISSING)
+        try:
+            pool = await self._allotter.look(is_fresh=False, timeout_s=STATUS_S)
+            await self._on_thread(self._make_folder)
+            staging = await self._staging.status()
+            capacity, available = pool.capacity, pool.available
+            if pool.type in FIXED:
+                capacity, available = await self._allotter.units(pool)
+        except KvmdError:
+            return status
+        return PoolStatus(
+            name=self._name,
+            type=f"libvirt:{pool.type}",
+            path=pool.device,
+            state=staging.state,
+            capacity=capacity,
+            allocation=capacity - available if pool.type in FIXED else pool.allocation,
+            available=available,
+        )
+
+    async def _place(
+        self, request: VolumeRequest, staged: Stored, source: int, replaces: Placement | None
+    ) -> Placement:
+        """Put the staged image, open as ``source``, onto a volume, and have it count once it was read back from there."""
+        pool, before = await self._looked_up(request.name)
+        if before is not None and (replaces is None or not before.placement().is_same_file(replaces)):
+            raise _exists(before)
+        size = staged.placement.size
+        slot = await patiently(lambda: self._allotter.claim(request.name, size))
+        try:
+            server = await patiently(lambda: self._server(pool))
+            work = partial(_put, slot, server=server, source=source, staged=staged, is_sparse=self._is_sparse)
+            sample = await self._stoppably(f"placing {request.name} on {slot.path}", work)
+            pool, now = await self._looked_up(request.name)
+            if now != before:
+                raise _exists(now or before)
+            if slot not in pool.slots:
+                raise PoolMissingError(f"volume {slot.path}: it is gone from libvirt's pool {self._pool} meanwhile.")
+            placed_ns = max(time.time_ns(), before.placed_ns + 1 if before else 0)
+            digest = staged.placement.digest
+            holding = Holding(slot, request.name, request.key, size, digest, placed_ns, sample)
+            await self._allotter.hold(holding)
+        finally:
+            self._allotter.let_go(slot)
+        with suppress(KvmdError):  # then the next look at the volume does it
+            await self._allotter.vacate_superseded(pool)
+        return holding.placement()
+
+    async def _looked_up(self, name: str) -> tuple[BlockPool, Holding | None]:
+        pool = await patiently(self._allotter.look)
+        return pool, await self._allotter.holding(name, pool)
+
+    async def _server(self, pool: BlockPool) -> Server | None:
+        """Tell what the pool's volumes are reached through, None where they are devices of this machine."""
+        if pool.type not in REMOTE:
+            return None
+        return await self._connection.call(partial(server_of, name=self._pool), what=f"pool {self._name}")
+
+    async def _forget_staged(self, holding: Holding) -> None:
+        """Delete the staged image that a crash left after it was placed."""
+        if not await self._on_thread(self._is_staged, holding):
+            return
+        request = VolumeRequest(holding.name, holding.part, size=None, algorithms=())
+        await (await self._staging.open(request)).close(discard=True)
+
+    def _is_staged(self, holding: Holding) -> bool:
+        return any((self._folder / STAGING).glob(f"{holding.name}.{holding.part}.*"))
+
+    def _make_folder(self) -> None:
+        with translated(f"the staging folder {self._folder}"):
+            self._folder.mkdir(mode=_STAGING_MODE, parents=True, exist_ok=True)
+
+    async def _on_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+    async def _stoppably(self, what: str, work: Callable[[threading.Event], T]) -> T:
+        """Do long work on a thread; cancelled, it ends soon, and is waited for: nobody else may touch the device meanwhile."""
+        stopped = threading.Event()
+        working = asyncio.get_running_loop().run_in_executor(self._executor, work, stopped)
+        try:
+            with translated(what):
+                return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            stopped.set()
+            await asyncio.wait({working})
+            working.exception()
+            raise
+
+
+class StagedVolume(WrappedVolume):
+    """A partial volume that lies in the staging folder, and is placed in the pool by its commit."""
+
+    def __init__(self, inner: Volume, place_it: Place) -> None:
+        super().__init__(inner)
+        self._place = place_it
+        self._is_placed = False
+
+    @property
+    def takes_only_raw(self) -> bool:
+        """A device has no format."""
+        return True
+
+    async def commit(self, *, replaces: Placement | None = None) -> Placement:
+        """See the port. Where it fails, what is staged is as good as before."""
+        staged = self._sealed
+        if staged is None:
+            raise StoreIoError("the staged volume was not verified; refused.")
+        if staged.image.format in _NOT_FLAT:
+            raise ConvertError(
+                f"the image is {staged.image.format.value}, and the volumes of this pool are devices, on which a machine would see "
+                "the file and not the disk in it; it was not placed.",
+                hint="Publish the image as raw, or deploy it into a pool of files.",
+            )
+        source = await self._inner.open_sealed()
+        try:
+            placement = await self._place(staged, source, replaces)
+        finally:
+            os.close(source)
+        self._is_placed = True
+        return placement
+
+    async def close(self, *, discard: bool) -> None:
+        """See the port."""
+        await self._inner.close(discard=discard or self._is_placed)
+
+
+@contextmanager
+def _opened(slot: Slot, server: Server | None, *, is_written: bool) -> Generator[Device]:
+    if server is None:
+        with LocalDevice(slot.path, capacity=slot.capacity, is_written=is_written) as device:
+            yield device
+    else:
+        with remote_device(server, slot, is_written=is_written) as device:
+            yield device
+
+
+def _put(
+    slot: Slot, stopped: threading.Event, *, server: Server | None, source: int, staged: Stored, is_sparse: bool
+) -> str:
+    """Write the image, read it back, and give its sample."""
+    size, expected = staged.placement.size, staged.placement.digest
+    with _opened(slot, server, is_written=True) as device:
+        place(source, device, size=size, is_sparse=is_sparse, stopped=stopped)
+    with _opened(slot, server, is_written=False) as device:
+        device.sync()
+        actual = digest_device(device, size=size, algorithm=expected.algorithm, stopped=stopped)
+        check_same(expected, actual, path=slot.path)
+        return sample_of(device, size=size)
+
+
+def _examine(
+    holding: Holding, stopped: threading.Event, *, server: Server | None, known: Placement | None, algorithm: Algorithm
+) -> Stored:
+    """Tell what the volume holds; hashes it unless it is provably the known one."""
+    with _opened(holding.slot, server, is_written=False) as device:
+        device.sync()
+        now = holding.placement(is_sampled=sample_of(device, size=holding.size) == holding.sample)
+        image = head_of(device, size=holding.size)
+        if known is not None and known.digest.algorithm is algorithm and now.is_same_file(known):
+            return Stored(replace(now, digest=known.digest), image)
+        digest = digest_device(device, size=holding.size, algorithm=algorithm, stopped=stopped)
+        return Stored(replace(now, digest=digest), image)
+
+
+def _reread(
+    holding: Holding, stopped: threading.Event, *, server: Server | None, algorithm: Algorithm, rate: int
+) -> Placement:
+    with _opened(holding.slot, server, is_written=False) as device:
+        device.sync()
+        digest = digest_device(device, size=holding.size, algorithm=algorithm, stopped=stopped, rate=rate)
+        is_sampled = sample_of(device, size=holding.size) == holding.sample
+        return replace(holding.placement(is_sampled=is_sampled), digest=digest)
+
+
+def _is_untouched(holding: Holding, _: threading.Event, *, server: Server | None) -> bool:
+    """Whether the volume still holds what was put there, as far as a sample tells. Raises InUseError where it is claimed."""
+    with _opened(holding.slot, server, is_written=True) as device:
+        return sample_of(device, size=holding.size) == holding.sample
+
+
+def _exists(other: Holding | None) -> ExistsError:
+    where = "" if other is None else f" on {other.slot.path}"
+    return ExistsError(
+        f"a volume of that name is in the pool{where}, or came while the image was placed; it was left as it is."
+    )
