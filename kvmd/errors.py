@@ -11,6 +11,7 @@ KvmdError
     ImageInvalidError, ImageTruncatedError, ImagePolicyError, VirtualSizeError, DecompressError, ConvertError
   StoreError             the pool cannot take or keep the volume
     NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError, ExistsError, InUseError
+    KeptForOthersError
     HypervisorUnreachableError, PoolUnsupportedError
   MachineError           a virtual machine cannot be made, started or removed
   RefusedError           the request itself is refused: policy, cancelled, deadline, unknown template
@@ -363,6 +364,10 @@ class InUseError(StoreError):
     """The volume, or its partial file, is in use by somebody else."""
 
     code = FailureCode.IN_USE
+
+
+class KeptForOthersError(InUseError):
+    """The volume stays, because other hosts of a shared pool need it; this one does not any more."""
 
 
 class MachineError(KvmdError):

@@ -311,6 +311,30 @@ class PoolStore(Store, Keeper, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Holder:
+    """The host that makes a volume of a shared pool (empty where it cannot be told), and how far it is: bytes."""
+
+    host: str
+    done: int = 0
+    size: int | None = None
+
+
+class Sharing(Protocol):
+    """A storage pool that several hosts have. Errors: StoreError."""
+
+    async def holder(self, name: str) -> Holder | None:
+        """Tell which other host makes the volume of that name; None where it is there, or nobody does."""
+        ...
+
+    async def hold(self, placement: Placement) -> bool:
+        """Note that this host needs that very volume until it is removed, and tell whether a kvmd has put it there.
+
+        Raises InUseError where it is taken away right now.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """One message as it arrived."""
 
