@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -36,6 +35,8 @@ log = get_logger(__name__)
 
 COPY_STEP = 64 * 1024 * 1024
 COPY_BLOCK = 1024 * 1024
+_CANNOT_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+"""What copy_file_range(2) says where only the other way is left."""
 T = TypeVar("T")
 
 
@@ -76,6 +77,8 @@ class PartialVolume:
         self._is_closed = False
         self._is_resumable = checkpoint is not None
         self._is_published = False
+        self._asked_saves = 0
+        self._last_save = 0
         self._writing = asyncio.Lock()
         self._journaling = threading.Lock()  # a save that nobody awaits any more may still run
         self._sealed: Stored | None = None
@@ -146,7 +149,8 @@ class PartialVolume:
 
     async def save(self, checkpoint: Checkpoint) -> None:
         """See the port."""
-        await self._perform(f"syncing {self._path}", self._save, checkpoint)
+        self._asked_saves += 1
+        await self._perform(f"syncing {self._path}", self._save, checkpoint, self._asked_saves)
         if self._is_rewritten:
             self._advance(checkpoint.stored)
 
@@ -258,12 +262,15 @@ class PartialVolume:
     def _copy(self, source: int, part: ByteRange) -> None:
         """Copy within the filesystem, which may share the blocks; by hand where it cannot."""
         position = part.start
-        with suppress(OSError):
+        try:
             while position < part.end:
                 count = os.copy_file_range(source, self._fd, part.end - position, position, position)
                 if count == 0:
                     break
                 position += count
+        except OSError as exc:
+            if exc.errno not in _CANNOT_COPY:
+                raise  # what may have failed to be written is not written again through this descriptor
         while position < part.end:
             data = os.pread(source, min(COPY_BLOCK, part.end - position), position)
             if not data:
@@ -276,12 +283,14 @@ class PartialVolume:
             count = os.pwrite(self._fd, data, offset)
             offset, data = offset + count, data[count:]
 
-    def _save(self, checkpoint: Checkpoint) -> None:
+    def _save(self, checkpoint: Checkpoint, number: int) -> None:
+        """Sync and journal; a later save that was quicker, because nobody awaits this one any more, is not undone."""
         os.fdatasync(self._fd)
         with self._journaling:
-            if not self._is_published:
+            if not self._is_published and number > self._last_save:
                 self._files.write_journal(checkpoint)
                 self._is_resumable = True
+                self._last_save = number
 
     def _seal(self, size: int) -> Stored | Unusable:
         os.ftruncate(self._fd, size)

@@ -105,7 +105,7 @@ class PartialFiles:
             return Checkpoint.decode(file.read(MAX_CHECKPOINT))
 
     def write_journal(self, checkpoint: Checkpoint) -> None:
-        """Replace the journal atomically. What it says was true before too, so the folder needs no sync."""
+        """Replace the journal atomically. A loss of power after that finds the new one, not the old one nor none."""
         temporary = self.journal + ".new"
         fd = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging
@@ -115,6 +115,7 @@ class PartialFiles:
             file.flush()
             os.fdatasync(fd)
         os.rename(temporary, self.journal, src_dir_fd=self.staging, dst_dir_fd=self.staging)
+        os.fsync(self.staging)
 
     def open_finished(self, placement: Placement) -> int | None:
         """Open a finished volume of the pool for reading; None where that very file is not there any more."""
