@@ -166,7 +166,7 @@ class Libvirtd:
         binds = "\n".join(f"mount --bind {self.folder / name} {path}" for name, path in _FOLDERS.items())
         return f"""
             for point in $(cut -d' ' -f5 /proc/self/mountinfo); do
-              [ "$point" = {self.shared} ] || mount --make-private "$point" 2>/dev/null || true
+              [ "$point" = {self.shared} ] || mount --make-slave "$point" 2>/dev/null || true
             done
             mount -t proc proc /proc
             {binds}
