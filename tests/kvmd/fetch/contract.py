@@ -154,7 +154,7 @@ class SourceContract:
             await _cancel_midway(source, entity)
         assert await fetch(source, ByteRange(7, 7777), entity) == CONTENT[7:7777]
         await origin.close()
-        await eventually(lambda: descriptors() <= before, what=f"no more than {before} descriptors")
+        await eventually(lambda: descriptors() <= before, timeout_s=30, what=f"no more than {before} descriptors")
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
