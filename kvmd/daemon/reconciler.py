@@ -12,10 +12,11 @@ from kvmd.core.admission import check_policy
 from kvmd.core.agenda import agenda, outlives_its_template
 from kvmd.core.desired import Desired, HostRecord, Replica, ReplicaKey
 from kvmd.core.retry import ATTEMPT_CAP_S, backoff_s
-from kvmd.core.session import State, Waiting
+from kvmd.core.session import Started, State, Waiting
 from kvmd.daemon.announcer import Announcer
 from kvmd.daemon.jobs import Assignment, assignment, put_off, queued, replica_of
 from kvmd.daemon.rules import JOURNAL_PAUSE_S, Rules, check_credentials
+from kvmd.daemon.turns import TURN_S, waiting_turn
 from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
 from kvmd.errors import (
@@ -24,10 +25,11 @@ from kvmd.errors import (
     InUseError,
     KvmdError,
     PoolMissingError,
+    StoreError,
     TemplateUnknownError,
 )
 from kvmd.log import get_logger
-from kvmd.ports import Clock, Journal, PoolStore, Sources
+from kvmd.ports import Clock, Journal, PoolStore, Sharing, Sources
 from kvmwire.codes import FailureCode
 from kvmwire.source import SourceUrl
 from kvmwire.status import Progress, ReplicaState
@@ -244,6 +246,7 @@ class Reconciler:
             rules.converter,
             keyring=rules.keyring,
             users=self._users,
+            sharing=rules.shared.get(key.pool),
         )
 
         async def on_state(state: State) -> None:
@@ -261,7 +264,8 @@ class Reconciler:
             self._announcer.progress(key, progress)
 
         try:
-            await Session(task.job, edges, Listener(on_state, on_progress)).run(task.opening)
+            if not await self._waits_for_another(task, edges.sharing, on_progress):
+                await Session(task.job, edges, Listener(on_state, on_progress)).run(task.opening)
         except KvmdError as exc:
             self._rest(exc)
         except Exception as exc:  # noqa: BLE001 - a session ends here, and must not take the others with it
@@ -270,6 +274,26 @@ class Reconciler:
         finally:
             self._running.pop(key, None)
             self._wake.set()
+
+    async def _waits_for_another(
+        self, task: Assignment, sharing: Sharing | None, on_progress: Callable[[Progress], None]
+    ) -> bool:
+        """Tell whether another host makes the volume; then this one says so and looks again later, without a session."""
+        if sharing is None or not isinstance(task.opening, Started):
+            return False
+        try:
+            holder = await sharing.holder(task.job.terms.volume)
+        except StoreError:
+            return False  # the session will meet it, too, and say what it means
+        if holder is None:
+            return False
+        self._due[task.key] = self._clock.monotonic() + TURN_S
+        replica = waiting_turn(task, holder, now=self._clock.now())
+        if not _says_the_same(replica, task.before):
+            await self._keep(replica)
+        if replica.status.progress is not None:
+            on_progress(replica.status.progress)
+        return True
 
     async def amend(self, before: Replica, after: Replica) -> None:
         """Keep what somebody found out about a replica at rest; nothing, where it has changed in between or is worked on."""

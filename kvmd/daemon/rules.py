@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from kvmd.core.admission import Policy
 from kvmd.engine.job import Limits
 from kvmd.errors import CredentialMissingError
-from kvmd.ports import Converter, Credentials, Inspector, Keyring
+from kvmd.ports import Converter, Credentials, Inspector, Keyring, Sharing
 from kvmwire.events import RegisterData
 
 JOURNAL_PAUSE_S = 5.0
@@ -20,7 +20,7 @@ class Rules:
     """Limits of a session, the policy, and how many sessions run at once.
 
     ``inspector`` checks images, ``converter`` makes raw ones for ``raw_pools``, ``credentials`` are those of this host, ``keyring`` has
-    the keys that may sign checksum files.
+    the keys that may sign checksum files. ``shared`` are those of the pools that other hosts have, too.
     """
 
     slots: int
@@ -30,6 +30,7 @@ class Rules:
     converter: Converter
     credentials: Credentials
     keyring: Keyring | None = None
+    shared: Mapping[str, Sharing] = field(default_factory=dict[str, Sharing])
     raw_pools: Collection[str] = ()
 
 

@@ -38,11 +38,13 @@ from kvmd.core.session import (
     Probe,
     Probed,
     Queued,
+    Ready,
     Remove,
     Removed,
     Seal,
     Sealed,
     State,
+    Step,
     Waiting,
 )
 from kvmd.core.transitions import step
@@ -58,13 +60,14 @@ from kvmd.errors import (
     DeadlineError,
     InternalError,
     InUseError,
+    KeptForOthersError,
     KvmdError,
     ProtocolError,
     SourceError,
     TransferError,
 )
 from kvmd.log import get_logger
-from kvmd.ports import Clock, Converter, Inspector, Keyring, Packing, Sources, Store, Volume, VolumeRequest
+from kvmd.ports import Clock, Converter, Inspector, Keyring, Packing, Sharing, Sources, Store, Volume, VolumeRequest
 from kvmwire.digest import Algorithm, Digest
 from kvmwire.status import Progress
 
@@ -77,7 +80,10 @@ async def _nobody(_: str) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """What a session works with. ``users`` names whatever needs the volume at a path to stay as it is."""
+    """What a session works with. ``users`` names whatever needs the volume at a path to stay as it is.
+
+    ``sharing`` is the store once more, where other hosts have the pool, too.
+    """
 
     sources: Sources
     store: Store
@@ -88,6 +94,7 @@ class Edges:
     converter: Converter
     keyring: Keyring | None = None
     users: Callable[[str], Awaitable[Sequence[str]]] = _nobody
+    sharing: Sharing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,10 @@ class Session:
         happened: Input | None = opening
         try:
             while happened is not None:
-                state, effects = step(state, happened, self._job.terms)
+                before = state
+                state, effects = step(before, happened, self._job.terms)
+                if isinstance(state, Ready) and self._edges.sharing is not None:
+                    state, effects = await self._held(before, state, self._edges.sharing)
                 if isinstance(state, Waiting | Failed | Cancelled):
                     # Nothing follows: what is to be discarded goes first, for after a crash nobody would come back to it.
                     await self._perform_all(effects)
@@ -130,6 +140,14 @@ class Session:
         finally:
             await self._let_go()
         return state
+
+    async def _held(self, before: State, ready: Ready, sharing: Sharing) -> Step:
+        """Note that this host needs the volume, before it says that it is ready: the last host that does deletes it."""
+        try:
+            is_made = await sharing.hold(ready.placement)
+        except KvmdError as exc:
+            return step(before, self._broken(exc), self._job.terms)
+        return replace(ready, is_adopted=ready.is_adopted and not is_made), ()
 
     async def _perform_all(self, effects: Sequence[Effect]) -> Input | None:
         """Perform the effects in order; the last one tells what happened, unless one before it fails."""
@@ -199,7 +217,7 @@ class Session:
             return LookedUp(stored)
         if job.replaced is not None and stored.placement.is_same_file(job.replaced):
             return LookedUp(stored, is_ours=True, kept_for=job.kept_for)  # what was to replace it never got its name
-        is_ours = job.is_ours and stored.placement.is_same_file(placed)
+        is_ours = job.is_ours and self._edges.sharing is None and stored.placement.is_same_file(placed)
         is_comparable = job.is_same_content and placed.digest.algorithm is job.algorithm
         recorded = placed.digest if is_comparable else None
         if stored.provenance is None and recorded == stored.placement.digest:
@@ -383,8 +401,11 @@ class Session:
             return Removed(note=f"{job.placed.path} was left in place: it was there before kvmd.")
         await self._check_unused(job.placed)
         for one in (job.placed, job.replaced):
-            if one is not None and await self._edges.store.remove(one):
-                return Removed()
+            try:
+                if one is not None and await self._edges.store.remove(one):
+                    return Removed()
+            except KeptForOthersError as exc:
+                return Removed(note=f"{exc.message} {exc.hint}")
         return Removed(
             note=f"{job.placed.path} was already gone, or is not the file kvmd put there; nothing was touched."
         )

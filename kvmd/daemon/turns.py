@@ -1,0 +1,39 @@
+"""What is said of a replica whose volume another host of a shared pool makes right now. Values in, values out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from kvmd.core.desired import Replica
+from kvmd.core.session import Failed, Waiting
+from kvmd.daemon.jobs import Assignment, replica_of
+from kvmd.errors import DeadlineError, InUseError
+from kvmd.ports import Holder
+from kvmwire.status import Progress
+
+TURN_S = 2.0
+"""So often the other host is looked at."""
+
+
+def waiting_turn(task: Assignment, holder: Holder, *, now: datetime) -> Replica:
+    """Give the replica while the other host is at it: ``waiting``, or ``failed`` once its deadline has passed."""
+    terms, progress = task.job.terms, progress_of(holder)
+    who = f"host {holder.host}" if holder.host else "another host"
+    if terms.deadline is not None and now >= terms.deadline:
+        late = DeadlineError(
+            f"volume {terms.volume}: the deadline {terms.deadline.isoformat()} passed while {who} downloads it into the shared pool."
+        )
+        return replica_of(task, Failed(late.failure), progress=progress, now=now)
+    error = InUseError(
+        f"volume {terms.volume}: {who} downloads it into the shared pool; it is used as soon as it is there.",
+        hint="Nothing is to be done. Should that host fail or end, this one goes on with what is stored.",
+    )
+    waiting = replica_of(task, Waiting(task.job.failures, error.failure, until=now), progress=progress, now=now)
+    timeless = waiting.status.model_copy(update={"next_attempt": None})  # when that is nobody knows
+    return replace(waiting, status=timeless)
+
+
+def progress_of(holder: Holder) -> Progress | None:
+    """Give the other host's figures, as far as they are known."""
+    return None if holder.size is None else Progress(size=holder.size, done=holder.done, bytes_per_second=0)
