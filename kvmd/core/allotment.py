@@ -11,9 +11,11 @@ import json
 import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from kvmd.core.placement import Placement
+from kvmd.core.provenance import Provenance, Record
 from kvmwire.codes import WireError
 from kvmwire.digest import Digest
 
@@ -66,7 +68,7 @@ class Holding:
     """A volume that holds an image of ``size`` bytes, which were read back from it.
 
     ``name`` is the volume's in kvmd's words, ``part`` the key of the partial volume that it was made from, ``placed_ns`` when (of two
-    with one name the later counts), ``sample`` what a few of its bytes were then.
+    with one name the later counts), ``sample`` what a few of its bytes were then, ``provenance`` what it was made of.
     """
 
     slot: Slot
@@ -76,6 +78,7 @@ class Holding:
     digest: Digest
     placed_ns: int
     sample: str
+    provenance: Provenance | None = None
 
     def placement(self, *, is_sampled: bool = True) -> Placement:
         """Describe it as stores do. Where its sample is another one now, it is not the very volume any more."""
@@ -98,7 +101,7 @@ def encode(note: Note) -> bytes:
     kind = next(name for name, one in _KINDS.items() if isinstance(note, one))
     fields = asdict(note)
     if isinstance(note, Holding):
-        fields["digest"] = str(note.digest)
+        fields |= {"digest": str(note.digest), "provenance": _record(note)}
     body = json.dumps({"version": _VERSION, "kind": kind, **fields}).encode()
     return body + b"\n%08x\n" % zlib.crc32(body)
 
@@ -115,11 +118,20 @@ def decode(data: bytes) -> Note | None:
         kind = _KINDS[fields.pop("kind")]
         if "slot" in fields:
             fields["slot"] = Slot(**fields["slot"])
-        if "digest" in fields:
-            fields["digest"] = Digest.parse(fields["digest"])
+        if kind is Holding:
+            record = Record.decode(fields["provenance"].encode())
+            fields |= {"digest": Digest.parse(fields["digest"]), "provenance": record and record.provenance}
         return kind(**fields)
     except (ValueError, KeyError, TypeError, WireError):
         return None
+
+
+def _record(note: Holding) -> str:
+    """Write down what it was made of, as it is written beside volumes that are files; nothing where it is the file as it was served."""
+    if note.provenance is None:
+        return ""
+    made = datetime.fromtimestamp(note.placed_ns / 1e9, UTC)
+    return Record(note.digest, note.part, made, note.provenance).encode().decode()
 
 
 def rounded(size: int) -> int:

@@ -36,8 +36,8 @@ from kvmwire.status import PoolState, PoolStatus
 
 NOTES = "placed"
 """Folder for the notes of what is placed where, beside the staging folder."""
-_NOT_FLAT = frozenset(QEMU_FORMATS) - {FoundFormat.RAW}
-"""Formats whose bytes are not what a machine is to see."""
+_CONTAINERS = frozenset(QEMU_FORMATS) - {FoundFormat.RAW}
+"""Formats of disks whose bytes are not those that a machine is to see."""
 STATUS_S = 4.0
 _STAGING_MODE = 0o700
 T = TypeVar("T")
@@ -171,7 +171,8 @@ class BlockStore:
                 raise PoolMissingError(f"volume {slot.path}: it is gone from libvirt's pool {self._pool} meanwhile.")
             placed_ns = max(time.time_ns(), before.placed_ns + 1 if before else 0)
             digest = staged.placement.digest
-            holding = Holding(slot, request.name, request.key, size, digest, placed_ns, sample)
+            made_of = staged.provenance
+            holding = Holding(slot, request.name, request.key, size, digest, placed_ns, sample, made_of)
             await self._allotter.hold(holding)
         finally:
             self._allotter.let_go(slot)
@@ -238,7 +239,7 @@ class StagedVolume(WrappedVolume):
         staged = self._sealed
         if staged is None:
             raise StoreIoError("the staged volume was not verified; refused.")
-        if staged.image.format in _NOT_FLAT:
+        if staged.image.format in _CONTAINERS:
             raise ConvertError(
                 f"the image is {staged.image.format.value}, and the volumes of this pool are devices, on which a machine would see "
                 "the file and not the disk in it; it was not placed.",
@@ -290,9 +291,11 @@ def _examine(
         now = holding.placement(is_sampled=sample_of(device, size=holding.size) == holding.sample)
         image = head_of(device, size=holding.size)
         if known is not None and known.digest.algorithm is algorithm and now.is_same_file(known):
-            return Stored(replace(now, digest=known.digest), image)
-        digest = digest_device(device, size=holding.size, algorithm=algorithm, stopped=stopped)
-        return Stored(replace(now, digest=digest), image)
+            digest = known.digest
+        else:
+            digest = digest_device(device, size=holding.size, algorithm=algorithm, stopped=stopped)
+    made_of = holding.provenance if digest == holding.digest else None
+    return Stored(replace(now, digest=digest), image, provenance=made_of)
 
 
 def _reread(
