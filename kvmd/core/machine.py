@@ -20,13 +20,22 @@ GIB = 1 << 30
 
 
 class Step(StrEnum):
-    """What comes next for a machine."""
+    """What comes next for a machine; the first are done first, because somebody waits for them."""
 
     MAKE = "make"
     CHANGE = "change"
-    WATCH = "watch"
     REMOVE = "remove"
+    WATCH = "watch"
     REST = "rest"
+
+
+_ORDER = {step: number for number, step in enumerate(Step)}
+
+
+def next_steps(record: HostRecord) -> list[tuple[MachineWish, Step]]:
+    """Give what is to be done, in this order, about the machines that do not rest."""
+    steps = [(wish, next_step(wish, record.machines.get(name))) for name, wish in record.wished_machines.items()]
+    return sorted((one for one in steps if one[1] is not Step.REST), key=lambda one: _ORDER[one[1]])
 
 
 def next_step(wish: MachineWish, record: MachineRecord | None) -> Step:

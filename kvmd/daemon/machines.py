@@ -15,7 +15,7 @@ from kvmd.core.machine import (
     cdroms,
     check_same_template,
     files_of,
-    next_step,
+    next_steps,
     observed,
     planned,
     ready_replica,
@@ -88,6 +88,7 @@ class Machines:
 
     async def run(self) -> None:
         """Reconcile for ever; cancelled, every machine goes on as it is."""
+        await self._get_ready()
         while True:
             self._wake.clear()
             try:
@@ -99,12 +100,14 @@ class Machines:
                 async with asyncio.timeout(POLL_S if has_any else None):
                     await self._wake.wait()
 
+    async def _get_ready(self) -> None:
+        try:
+            await self._hypervisor.look(())
+        except KvmdError as exc:
+            log.warning("machines cannot be made as long as libvirt is not reached", exc=exc)
+
     async def _pass(self) -> None:
-        todo = [
-            (wish, step)
-            for name, wish in tuple(self._record.wished_machines.items())
-            if (step := next_step(wish, self._record.machines.get(name))) is not Step.REST
-        ]
+        todo = next_steps(self._record)
         if not todo:
             return
         try:

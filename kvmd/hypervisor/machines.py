@@ -108,6 +108,8 @@ def _domains(connect: virConnect, names: Collection[str]) -> Mapping[str, Domain
     """Describe these domains; the list tells all names at once, everything else costs a question for each."""
     libvirt = load_libvirt()
     found: dict[str, Domain] = {}
+    if not names:
+        connect.getCapabilities()  # for the first time libvirtd starts every QEMU that there is: 0.5 to 2 s
     for one in [one for one in connect.listAllDomains(0) if one.name() in names]:
         with suppress(libvirt.libvirtError):  # gone in between
             found[one.name()] = Domain(one.UUIDString(), _power(one), provenance_of(one.XMLDesc(0)))

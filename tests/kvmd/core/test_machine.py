@@ -16,6 +16,7 @@ from kvmd.core.machine import (
     check_same_template,
     files_of,
     next_step,
+    next_steps,
     observed,
     planned,
     ready_replica,
@@ -58,6 +59,30 @@ def made(wished: MachineWish, record: HostRecord, **status: Any) -> MachineRecor
     plan = planned(wished, record, replica, uuid=UUID, now=NOW)
     fields = {"state": MachineState.RUNNING, **status}
     return replace(plan, status=plan.status.model_copy(update=fields), is_made=True, made_for=wished.fingerprint)
+
+
+def test_what_somebody_waits_for_is_done_before_the_rest_is_looked_at() -> None:
+    base = wish()
+    record = host(base)
+    stands = made(base, record)
+
+    def named(one: MachineWish, name: str) -> MachineWish:
+        return replace(one, machine=one.machine.model_copy(update={"name": name}))
+
+    record.wished_machines = {
+        "watched": named(base, "watched"),
+        "gone": named(wish(Ensure.ABSENT), "gone"),
+        "never": named(wish(Ensure.ABSENT), "never"),
+        "new": named(base, "new"),
+        "other": named(wish(generation=2, memory_mib=128), "other"),
+    }
+    record.machines = dict.fromkeys(("watched", "gone", "other"), stands)
+    assert [(one.machine.name, step) for one, step in next_steps(record)] == [
+        ("new", Step.MAKE),
+        ("other", Step.CHANGE),
+        ("gone", Step.REMOVE),
+        ("watched", Step.WATCH),
+    ]
 
 
 def test_the_next_step_follows_from_the_wish_and_what_is_there() -> None:
