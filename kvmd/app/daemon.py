@@ -25,7 +25,7 @@ from kvmd.app.parts import (
     open_sources,
     policy_of,
 )
-from kvmd.app.pools import open_stores
+from kvmd.app.pools import open_stores, shared_of
 from kvmd.bus import BrokerSettings, MqttBus
 from kvmd.clock import SystemClock
 from kvmd.config import MaintenanceSettings, MqttSettings, Settings
@@ -133,7 +133,7 @@ def build_daemon(
     credentials = Credentials(settings.host, record, identification=identification, vault=vault, on_trust=bus.replay)
     credentials.restore(clock.now())
     announcer = Announcer(identity, record, bus=bus, journal=journal, stores=outside.stores, tally=tally, clock=clock)
-    rules = rules_of(settings, vault, executor)
+    rules = rules_of(settings, vault, executor, outside.stores)
     reconciler = Reconciler(
         record,
         rules,
@@ -202,7 +202,7 @@ def identity_of(settings: Settings, identification: Identification, outside: Out
     )
 
 
-def rules_of(settings: Settings, vault: Vault, executor: ThreadPoolExecutor) -> Rules:
+def rules_of(settings: Settings, vault: Vault, executor: ThreadPoolExecutor, stores: Mapping[str, PoolStore]) -> Rules:
     """Give what sessions and probes keep to."""
     return Rules(
         settings.transfer.sessions,
@@ -212,6 +212,7 @@ def rules_of(settings: Settings, vault: Vault, executor: ThreadPoolExecutor) -> 
         converter_of(settings.inspector),
         vault,
         keyring=keyring_of(settings.policy, executor),
+        shared=shared_of(settings, stores),
         raw_pools=frozenset(name for name, pool in settings.pools.items() if pool.format == "raw"),
     )
 

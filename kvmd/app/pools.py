@@ -15,11 +15,12 @@ from kvmd.config.checking import Finding
 from kvmd.errors import ConfigError, KvmdError
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.library import load_libvirt
-from kvmd.hypervisor.pools import FIXED, REMOTE, PoolFacts, check_pool
-from kvmd.ports import PoolStore
+from kvmd.hypervisor.pools import FIXED, FOLDERS, REMOTE, PoolFacts, check_pool
+from kvmd.ports import PoolStore, Sharing
 from kvmd.store.block import BlockStore
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.libvirt import LibvirtStore
+from kvmd.store.shared import SharedStore
 from kvmd.store.zeros import Allocation
 
 STAGING = "staging"
@@ -38,7 +39,7 @@ async def open_stores(settings: Settings, executor: Executor) -> AsyncGenerator[
         await asyncio.to_thread(load_libvirt)
     try:
         yield {
-            name: _store(name, pool, connections, executor, state_dir=settings.state_dir)
+            name: _store(name, pool, settings, connections=connections, executor=executor)
             for name, pool in settings.pools.items()
         }
     finally:
@@ -49,26 +50,38 @@ async def open_stores(settings: Settings, executor: Executor) -> AsyncGenerator[
 def _store(
     name: str,
     pool: DirectoryPool | LibvirtPool,
+    settings: Settings,
+    *,
     connections: Mapping[str, Connection],
     executor: Executor,
-    *,
-    state_dir: Path,
 ) -> PoolStore:
-    folder = partial(DirectoryStore, name, executor=executor, allocation=Allocation(pool.allocation))
+    own_folder = partial(DirectoryStore, name, executor=executor, allocation=Allocation(pool.allocation))
+
+    def folder(path: Path) -> PoolStore:
+        if not pool.shared:
+            return own_folder(path)
+        return SharedStore(own_folder(path), path, executor=executor, host=settings.host, lease_s=pool.lease_s)
+
     if isinstance(pool, DirectoryPool):
         return folder(pool.path)
-    connection, staging = connections[pool.uri], pool.staging or state_dir / STAGING / name
+    connection, staging = connections[pool.uri], pool.staging or settings.state_dir / STAGING / name
     block = BlockStore(
         name,
         pool.pool,
         connection,
-        staging=folder(staging),
+        staging=own_folder(staging),
         folder=staging,
         units=pool.units,
         is_sparse=pool.allocation == "sparse",
         executor=executor,
     )
     return LibvirtStore(name, pool.pool, connection, folder=folder, block=block)
+
+
+def shared_of(settings: Settings, stores: Mapping[str, PoolStore]) -> dict[str, Sharing]:
+    """Give the stores of the pools that other hosts have, too, by the names of the pools."""
+    shared = {name: store for name, store in stores.items() if settings.pools[name].shared}
+    return {name: store for name, store in shared.items() if isinstance(store, SharedStore | LibvirtStore)}
 
 
 async def check_pools(settings: Settings) -> list[Finding]:
@@ -96,6 +109,9 @@ def _shortcomings(name: str, pool: LibvirtPool, facts: PoolFacts) -> list[Findin
     if facts.type in FIXED and not pool.units:
         message = f"libvirt's pool {pool.pool} is of type {facts.type}: it makes no volumes, and none is named that may be overwritten"
         found.append(Finding(f"pools.{name}.units", "error", message, 'Name some: units = ["unit:0:0:1"].'))
+    if facts.type not in FOLDERS and pool.shared:
+        message = f"libvirt's pool {pool.pool} is of type {facts.type}: only pools of files are shared between hosts"
+        found.append(Finding(f"pools.{name}.shared", "error", message, "Remove the setting."))
     if facts.type in REMOTE and shutil.which("qemu-nbd") is None:
         message = f"qemu-nbd, which reaches volumes of type {facts.type}, is not installed"
         found.append(Finding(f"pools.{name}.type", "error", message, "apt install qemu-utils qemu-block-extra"))

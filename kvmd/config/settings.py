@@ -141,6 +141,15 @@ class DirectoryPool(Section):
     format: Literal["keep", "raw"] = Field(
         default="keep", description="keep: images stay what they are; raw: qcow2, VMDK and VHDX are converted to raw"
     )
+    shared: bool = Field(
+        default=False,
+        description="whether other hosts have the same folder as a pool, as on NFS: then each image is downloaded once",
+    )
+    lease_s: Seconds = Field(
+        default=30.0,
+        le=3600,
+        description="seconds after which another host of a shared pool goes on with the download of one that shows no life",
+    )
 
     @property
     def place(self) -> str:
@@ -173,6 +182,15 @@ class LibvirtPool(Section):
     )
     format: Literal["keep", "raw"] = Field(
         default="keep", description="keep: images stay what they are; raw: qcow2, VMDK and VHDX are converted to raw"
+    )
+    shared: bool = Field(
+        default=False,
+        description="whether other hosts have the same folder as a pool, as on NFS: then each image is downloaded once",
+    )
+    lease_s: Seconds = Field(
+        default=30.0,
+        le=3600,
+        description="seconds after which another host of a shared pool goes on with the download of one that shows no life",
     )
 
     @property

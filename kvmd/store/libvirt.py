@@ -9,7 +9,7 @@ from kvmd.core.placement import Placement, Stored
 from kvmd.errors import KvmdError
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.pools import BLOCKS, FOLDERS, PoolFacts, active_pool, pool_facts, unsuitable_pool
-from kvmd.ports import PoolStore, Volume, VolumeRequest
+from kvmd.ports import Holder, PoolStore, Volume, VolumeRequest
 from kvmd.store.block import BlockStore
 from kvmd.store.listed import ListedStore
 from kvmwire.digest import Algorithm
@@ -20,7 +20,7 @@ STATUS_S = 4.0
 
 
 class LibvirtStore:
-    """Implements the ports ``Store`` and ``Keeper`` on libvirt's pool ``pool``.
+    """Implements the ports ``Store``, ``Keeper`` and ``Sharing`` on libvirt's pool ``pool``.
 
     ``folder`` makes the store of its target path, where it has one; ``block`` serves it where its volumes are devices.
     """
@@ -58,6 +58,16 @@ class LibvirtStore:
     async def discard(self, name: str) -> None:
         """See the port."""
         await (await self._now()).discard(name)
+
+    async def holder(self, name: str) -> Holder | None:
+        """See the port ``Sharing``."""
+        now = await self._now()
+        return await now.holder(name) if isinstance(now, ListedStore) else None
+
+    async def hold(self, placement: Placement) -> bool:
+        """See the port ``Sharing``."""
+        now = await self._now()
+        return await now.hold(placement) if isinstance(now, ListedStore) else False
 
     async def status(self) -> PoolStatus:
         """See the port. What the store tells is newer than what libvirt knows since its last refresh."""

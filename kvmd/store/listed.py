@@ -11,8 +11,9 @@ from kvmd.core.placement import Placement, Stored
 from kvmd.errors import FormatAmbiguousError, KvmdError, StoreIoError
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.pools import VolumeFacts, active_pool, listed_volume, refresh_pool
-from kvmd.ports import PoolStore, Volume, VolumeRequest
+from kvmd.ports import Holder, PoolStore, Volume, VolumeRequest
 from kvmd.store.patience import patiently
+from kvmd.store.shared import SharedStore
 from kvmd.store.wrapped import WrappedVolume
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolStatus
@@ -30,7 +31,10 @@ _CALLED = {
 
 
 class ListedStore:
-    """Implements the ports ``Store`` and ``Keeper`` on libvirt's pool ``pool`` by ``inner``, the store of its target path."""
+    """Implements the ports ``Store`` and ``Keeper`` on libvirt's pool ``pool`` by ``inner``, the store of its target path.
+
+    And ``Sharing``, where other hosts have that folder, too.
+    """
 
     def __init__(self, name: str, pool: str, connection: Connection, *, inner: PoolStore) -> None:
         self._name = name
@@ -72,6 +76,14 @@ class ListedStore:
     async def status(self) -> PoolStatus:
         """See the port."""
         return await self._inner.status()
+
+    async def holder(self, name: str) -> Holder | None:
+        """See the port ``Sharing``."""
+        return await self._inner.holder(name) if isinstance(self._inner, SharedStore) else None
+
+    async def hold(self, placement: Placement) -> bool:
+        """See the port ``Sharing``."""
+        return await self._inner.hold(placement) if isinstance(self._inner, SharedStore) else False
 
     @property
     def _what(self) -> str:
