@@ -420,7 +420,7 @@ class Hypervisor(Protocol):
     """Makes and runs virtual machines. Errors: MachineError, ExistsError, NoSpaceError, HypervisorUnreachableError..."""
 
     async def look(self, names: Collection[str]) -> Mapping[str, Domain]:
-        """Give those of these domains that there are, by their names. Asked for none, it gets ready: that takes seconds the first time."""
+        """Give those of these domains that there are, by their names. Asked for none, it gets ready, which may take seconds."""
         ...
 
     async def make(self, spec: DomainSpec, files: MachineFiles, *, is_new: bool) -> None:
