@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from kvmd.core.compression import Compression
 from kvmd.core.image import Facts, FoundFormat, ImageHead, ImagePolicy, inspect_head
 from kvmd.core.placement import Placement, Stored
+from kvmd.core.provenance import Provenance
 from kvmd.core.session import (
     Absent,
     Admitting,
@@ -14,6 +16,8 @@ from kvmd.core.session import (
     CancelRequested,
     Committed,
     Committing,
+    Converted,
+    Converting,
     Downloading,
     Failed,
     Fetched,
@@ -62,6 +66,7 @@ STATES: tuple[State, ...] = (
     Probing(),
     Downloading(0, 0, is_alone=False, size=SIZE),
     Verifying(0, 0, is_alone=False),
+    Converting(0, stored("a"), IMAGE),
     Committing(0, stored("a"), IMAGE),
     Ready(placement("a"), IMAGE, is_adopted=False),
     Waiting(1, failure(FailureCode.IO), NOW),
@@ -77,6 +82,7 @@ INPUTS: tuple[Input, ...] = (
     Probed(SIZE),
     Fetched(),
     Sealed(stored("a")),
+    Converted(stored("a")),
     Committed(placement("a")),
     Removed(),
     broken(),
@@ -87,7 +93,14 @@ digests = st.sampled_from("abc").map(digest)
 placements = st.sampled_from("abc").map(placement)
 heads = st.sampled_from([bytes(64), b"", b"QFI\xfb", b"<html>"])
 seen = heads.map(lambda head: inspect_head(head, size=SIZE))
-found = st.builds(Stored, placements, seen)
+made = st.builds(
+    Provenance,
+    st.lists(digests, min_size=1, max_size=2).map(tuple),
+    st.none() | st.just(Compression.GZIP),
+    st.lists(digests, max_size=1).map(tuple),
+    st.none() | st.just(FoundFormat.QCOW2),
+)
+found = st.builds(Stored, placements, seen, provenance=st.none() | made)
 counts = st.integers(0, 40)
 states: st.SearchStrategy[State] = st.one_of(
     st.builds(Queued, counts),
@@ -95,6 +108,7 @@ states: st.SearchStrategy[State] = st.one_of(
     st.builds(Probing, counts, st.integers(0, 2), st.booleans()),
     st.builds(Downloading, counts, st.integers(0, 2), st.booleans(), st.none() | st.integers(0, SIZE)),
     st.builds(Verifying, counts, st.integers(0, 2), st.booleans()),
+    st.builds(Converting, counts, found, st.just(IMAGE)),
     st.builds(Committing, counts, found, st.just(IMAGE)),
     st.builds(Ready, placements, st.none() | st.just(IMAGE), st.booleans()),
     st.builds(Waiting, counts, failures, moments),
@@ -111,7 +125,8 @@ inputs: st.SearchStrategy[Input] = st.one_of(
     any_look,
     st.builds(Probed, st.none() | st.integers(0, SIZE)),
     st.just(Fetched()),
-    st.builds(Sealed, found),
+    st.builds(Sealed, found, st.booleans()),
+    st.builds(Converted, found),
     st.builds(Committed, placements),
     st.builds(Removed, st.text(max_size=5)),
     any_break,
@@ -125,4 +140,5 @@ terms = st.builds(
     sources=st.integers(1, 3),
     images=st.sampled_from([ImagePolicy(max_virtual_size=size) for size in (0, 1, SIZE)]),
     deadline=st.none() | moments,
+    is_raw=st.booleans(),
 )

@@ -22,6 +22,9 @@ from kvmd.core.session import (
     Commit,
     Committed,
     Committing,
+    Convert,
+    Converted,
+    Converting,
     Discard,
     Downloading,
     Effect,
@@ -70,7 +73,7 @@ from tests.kvmd.core.strategies import FINAL, NOW, RETRYABLE, digest, failure
 from tests.support import images
 
 RESTING = (Queued, Waiting, Ready, Failed, Cancelled, Absent)
-RUNNING = (Admitting, Probing, Downloading, Verifying, Committing, Removing)
+RUNNING = (Admitting, Probing, Downloading, Verifying, Converting, Committing, Removing)
 LEGAL: dict[type[Input], tuple[type[State], ...]] = {
     Started: RESTING,
     RemovalStarted: RESTING,
@@ -78,10 +81,11 @@ LEGAL: dict[type[Input], tuple[type[State], ...]] = {
     Probed: (Probing,),
     Fetched: (Downloading,),
     Sealed: (Verifying,),
+    Converted: (Converting,),
     Committed: (Committing,),
     Removed: (Removing,),
     Broken: RUNNING,
-    CancelRequested: (Queued, Admitting, Probing, Downloading, Verifying, Waiting, Failed, Cancelled),
+    CancelRequested: (Queued, Admitting, Probing, Downloading, Verifying, Converting, Waiting, Failed, Cancelled),
 }
 
 
@@ -124,6 +128,7 @@ def test_a_running_state_ends_its_effects_with_the_one_that_tells_what_happens_n
         Probing: Probe,
         Downloading: Fetch,
         Verifying: Seal,
+        Converting: Convert,
         Committing: Commit,
         Removing: Remove,
     }

@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kvmd.core.placement import Placement, Stored
+from kvmd.core.provenance import Provenance
 from kvmd.core.session import (
     Absent,
     Admitting,
     Cancelled,
     Committed,
     Committing,
+    Converted,
+    Converting,
     Downloading,
     Effect,
     Failed,
@@ -41,13 +44,17 @@ from tests.kvmd.core.session_values import TERMS, any_look, digests, found, inpu
 
 
 class AnySession(RuleBasedStateMachine):
-    """One session to which anything can happen; ``proof`` is the digest that the last look at the disk was to have."""
+    """One session to which anything can happen; ``proof`` is the digest that the last look at the disk was to have.
+
+    ``is_converted``: the volume is what a conversion made of the file with that digest.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.state: State = Queued()
         self.terms: Terms = TERMS
         self.proof: Digest | None = None
+        self.is_converted = False
         self.fetches = 0
 
     @initialize(wanted=terms, expected=st.none() | digests)
@@ -73,6 +80,8 @@ class AnySession(RuleBasedStateMachine):
                 return Fetched()
             case Verifying():
                 return Sealed(sealed)
+            case Converting():
+                return Converted(sealed)
             case Committing():
                 return Committed(placed)
             case Removing():
@@ -94,15 +103,17 @@ class AnySession(RuleBasedStateMachine):
                 self.proof = self.terms.expected or recorded
             case Sealed(stored):
                 self.proof = self.terms.expected or stored.placement.digest
+            case Converted():
+                self.is_converted = True
             case Started():
-                self.fetches = 0
+                self.fetches, self.is_converted = 0, False
             case _:
                 self.fetches += sum(isinstance(effect, Fetch) for effect in effects)
 
     @invariant()
     def ready_means_proven(self) -> None:
         if isinstance(self.state, Ready):
-            assert self.state.placement.digest == self.proof
+            assert self._is_proven(self.state.placement.digest, self.state.provenance)
             assert self.terms.expected in {None, self.proof}
 
     @invariant()
@@ -112,7 +123,14 @@ class AnySession(RuleBasedStateMachine):
     @invariant()
     def what_is_committed_is_proven(self) -> None:
         if isinstance(self.state, Committing):
-            assert self.terms.expected in {None, self.state.stored.placement.digest}
+            assert self._is_proven(self.state.stored.placement.digest, self.state.stored.provenance)
+
+    def _is_proven(self, content: Digest, made: Provenance | None) -> bool:
+        """Whether the content is what was promised, or was made of that."""
+        expected = self.terms.expected
+        if made is not None and expected is not None and made.is_of_file(expected):
+            return True
+        return self.is_converted or (content == self.proof if made is None else expected in {None, content})
 
 
 TestAnySession = AnySession.TestCase
