@@ -23,8 +23,8 @@ from kvmd.core.allotment import (
     superseded,
     volume_of,
 )
-from kvmd.errors import ExistsError, NoSpaceError, StoreIoError
-from kvmd.hypervisor.connection import Connection
+from kvmd.errors import ExistsError, NoSpaceError, PoolMissingError, StoreIoError
+from kvmd.hypervisor.connection import CALL_S, Connection
 from kvmd.hypervisor.pools import FIXED, NUMBERED
 from kvmd.hypervisor.volumes import BlockPool, block_pool, create_volume, delete_volume
 from kvmd.log import get_logger
@@ -50,12 +50,10 @@ class Allotter:
         self._claiming = asyncio.Lock()
         self._worked_on: set[str] = set()
 
-    async def look(self, *, is_fresh: bool = True, timeout_s: float | None = None) -> BlockPool:
-        """Describe the pool. Raises PoolMissingError..."""
+    async def look(self, *, is_fresh: bool = True, timeout_s: float = CALL_S) -> BlockPool:
+        """Describe the pool. Raises PoolMissingError, also where libvirt cannot look at it: its storage cannot be reached."""
         work = partial(block_pool, name=self._pool, is_fresh=is_fresh)
-        if timeout_s is None:
-            return await self._connection.call(work, what=self._what)
-        return await self._connection.call(work, what=self._what, timeout_s=timeout_s)
+        return await self._connection.call(work, what=self._what, timeout_s=timeout_s, otherwise=PoolMissingError)
 
     async def holding(self, name: str, pool: BlockPool) -> Holding | None:
         """Give what has the name. Raises ExistsError where a volume has it that is not kvmd's."""
@@ -200,7 +198,7 @@ class Allotter:
             await self._forget(slot.volume)
             return True
         log.warning("libvirt cannot delete the volume; it is used again", volume=slot.path)
-        await self._connection.call(partial(block_pool, name=self._pool), what=self._what)
+        await self.look()  # libvirt has forgotten what else is there
         return False
 
     def _full(self, size: int, largest: int) -> NoSpaceError:

@@ -96,16 +96,22 @@ def _connected(process: subprocess.Popen[bytes], place: Path, slot: Slot) -> Nbd
     Of a unit of iSCSI libvirt counts the last block not (9.0 and 11).
     """
     until = time.monotonic() + START_S
-    while not (place / "socket").exists():
+    while (device := _connected_now(place / "socket")) is None:
         if process.poll() is not None or time.monotonic() > until:
             said = (place / "log").read_text(errors="replace").strip()[-500:]
             raise OSError(errno.ENODEV, f"{slot.path} cannot be reached: {said or 'qemu-nbd does not answer'}")
         time.sleep(_PAUSE_S)
-    device = NbdDevice(place / "socket")
     if not slot.capacity <= device.size <= slot.capacity + SECTOR:
         with device:
             raise OSError(errno.ENODEV, f"{slot.path} has {device.size} bytes, and libvirt told of {slot.capacity}")
     return device
+
+
+def _connected_now(path: Path) -> NbdDevice | None:
+    try:
+        return NbdDevice(path)
+    except (FileNotFoundError, ConnectionRefusedError):  # between its making and its listening
+        return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,16 @@ INITIATOR = "iqn.2026-01.io.kvmd:host"
 
 @dataclass(frozen=True)
 class BlockPool:
-    """A pool that runs. ``device`` is the disk of a pool of type ``disk``; ``files`` are what an iSCSI target's units lie in."""
+    """A pool that runs. ``device`` is the disk of a pool of type ``disk``; ``files`` are what an iSCSI target's units lie in.
+
+    ``stop`` kills the target.
+    """
 
     name: str
     type: str
     device: str = ""
     files: Sequence[Path] = ()
+    stop: Callable[[], None] | None = None
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -98,14 +102,11 @@ def iscsi_pool(
                 f"<pool type='iscsi-direct'><name>{name}</name><source><host name='127.0.0.1' port='{port}'/>"
                 f"<device path='{TARGET}'/><initiator><iqn name='{INITIATOR}'/></initiator></source></pool>"
             )
-            yield BlockPool(name, "iscsi-direct", files=files)
+            yield BlockPool(name, "iscsi-direct", files=files, stop=target.kill)
         finally:
             libvirtd.forget_pool(name)
     for path in files:
         path.unlink()
-
-
-KINDS = {"disk": disk_pool, "iscsi-direct": iscsi_pool}
 
 
 def _run(*command: str) -> None:
