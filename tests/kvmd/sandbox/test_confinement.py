@@ -20,12 +20,13 @@ import pytest
 import kvmd
 from kvmd.sandbox import landlock
 from kvmd.sandbox.limits import MAX_FILES, MAX_TASKS, NOBODY
-from kvmd.sandbox.protocol import Answer, Request
+from kvmd.sandbox.protocol import Answer, Request, Task
 from tests.support import images
 from tests.support.programs import require_kernel, require_program, require_root
 from tests.support.waiting import eventually_blocking
 
-GOOD = images.qcow2()
+SIZE = 16 << 20
+GOOD = images.qcow2(SIZE)
 MEMORY = 300 << 20
 TIMEOUT_S = 5.0
 VOLUME = "$6"
@@ -56,23 +57,29 @@ def folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def asking(
-    folder: Path, user: str, content: bytes = GOOD, *, tracer: Sequence[str | Path] = ()
+    folder: Path, user: str, content: bytes = GOOD, *, tracer: Sequence[str | Path] = (), task: Task = Task.LOOK
 ) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
-    """Start an inspector and ask it. Unprivileged, it runs as the owner of the image, who may do anything with it."""
-    image = folder / "disk"
+    """Start an inspector and ask it. Unprivileged, it runs as the owner of the image, who may do anything with it.
+
+    A conversion goes to the file ``raw``.
+    """
+    image, raw = folder / "disk", folder / "raw"
     image.write_bytes(content)
     image.chmod(0o644)
+    raw.touch()
+    raw.chmod(0o666)
     words: list[str | Path] = [*tracer, "/usr/bin/python3", "-m", "kvmd.sandbox"]
     if user == "unprivileged":
         os.chown(image, NOBODY, NOBODY)
         words = [require_program("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *words]
     ours, theirs = socket.socketpair()
-    with ours, image.open("rb") as volume:
+    with ours, image.open("rb") as volume, raw.open("r+b") as target:
         with theirs:
             process = subprocess.Popen(words, stdin=theirs, cwd=folder, env={"PATH": os.environ["PATH"]})
         try:
-            request = Request("qcow2", TIMEOUT_S, MEMORY)
-            socket.send_fds(ours, [request.encode()], [volume.fileno()])
+            request = Request("qcow2", TIMEOUT_S, MEMORY, task, SIZE if task is Task.CONVERT else 0)
+            files = [volume.fileno(), *((target.fileno(),) if task is Task.CONVERT else ())]
+            socket.send_fds(ours, [request.encode()], files)
             ours.settimeout(10)
             yield process, ours
         finally:
@@ -80,9 +87,11 @@ def asking(
             process.wait()
 
 
-def ask(folder: Path, user: str, content: bytes = GOOD, *, tracer: Sequence[str | Path] = ()) -> Answer:
+def ask(
+    folder: Path, user: str, content: bytes = GOOD, *, tracer: Sequence[str | Path] = (), task: Task = Task.LOOK
+) -> Answer:
     """Give the inspector's answer."""
-    with asking(folder, user, content, tracer=tracer) as (process, channel):
+    with asking(folder, user, content, tracer=tracer, task=task) as (process, channel):
         text = b""
         while block := channel.recv(65536):
             text += block
@@ -112,6 +121,20 @@ def test_the_volume_can_be_read_and_not_written(user: str, folder: Path, fake: F
     assert text.startswith("QFI")
     assert "WRITTEN" not in text
     assert (folder / "disk").read_bytes() == GOOD
+
+
+def test_a_conversion_writes_its_target_up_to_its_size_and_nothing_else(user: str, folder: Path, fake: Fake) -> None:
+    fake(
+        'printf raw 1<> "${11}" && echo DONE >&2\n'
+        'for word in ">>" "<>" ">"; do eval "(printf x $word \\"${10}\\") && echo WRITTEN >&2"; done\n'
+        "for file in /tmp/kvmd-was-here /dev/shm/x; do (printf x > $file) && echo WRITTEN >&2; done\n"
+        "exec bash -c 'ulimit -f >&2; exit 1'"
+    )
+    text = said(ask(folder, user, task=Task.CONVERT))
+    assert text.startswith("DONE")
+    assert "WRITTEN" not in text
+    assert text.endswith(f"{SIZE // 1024}\n")
+    assert ((folder / "raw").read_bytes(), (folder / "disk").read_bytes()) == (b"raw", GOOD)
 
 
 def test_no_other_file_can_be_read_or_made(user: str, folder: Path, fake: Fake) -> None:
