@@ -11,6 +11,7 @@ from kvmwire.events import CommandData, CredentialData, DeployData, Ensure, Even
 from kvmwire.signing import is_signed_by
 from kvmwire.status import (
     CredentialStatus,
+    GcStatus,
     HostState,
     HostStatus,
     MachineStatus,
@@ -26,6 +27,7 @@ from kvmwire.topics import (
     CredentialTopic,
     DeployTopic,
     EventTopic,
+    GcTopic,
     HostTopic,
     MachineTopic,
     ProbeTopic,
@@ -86,7 +88,7 @@ class Deployment:
 
 
 class Fleet:
-    """What is known of hosts, templates, deployments, replicas, machines, probes and credentials.
+    """What is known of hosts, templates, deployments, replicas, garbage, machines, probes and credentials.
 
     Only ``take``, ``leave_out`` and ``forget_events`` change it.
     Of two events on one topic the higher generation stays, of two statuses the one that came last. Whatever comes on
@@ -102,6 +104,7 @@ class Fleet:
         self.replicas: dict[ReplicaTopic, ReplicaStatus] = {}
         self.progress: dict[ProgressTopic, Progress] = {}
         self.credentials: dict[CredentialStatusTopic, CredentialStatus] = {}
+        self.garbage: dict[GcTopic, GcStatus] = {}
         self.machines: dict[MachineTopic, MachineStatus] = {}
         self.revoked: frozenset[str] = frozenset()
         self.trust = TrustList()
@@ -120,6 +123,7 @@ class Fleet:
                 | ProgressTopic()
                 | ReceiptTopic()
                 | CredentialStatusTopic()
+                | GcTopic()
                 | MachineTopic()
             ) as topic:
                 return self._take_status(topic, payload)
@@ -144,12 +148,13 @@ class Fleet:
     def leave_out(self, revoked: Iterable[str]) -> None:
         """Know nothing of these hosts from now on: the broker keeps for ever what a revoked one has said, `online` included."""
         self.revoked = frozenset(revoked)
-        known: list[HostTopic | ProbeTopic | ReplicaTopic | ProgressTopic | CredentialStatusTopic | MachineTopic] = [
+        known: list[StatusTopic] = [
             *map(HostTopic, self.hosts),
             *self.probes,
             *self.replicas,
             *self.progress,
             *self.credentials,
+            *self.garbage,
             *self.machines,
         ]
         for topic in known:
@@ -291,6 +296,8 @@ class Fleet:
                 self.credentials[topic] = status
             case MachineTopic(), MachineStatus():
                 self.machines[topic] = status
+            case GcTopic(), GcStatus():
+                self.garbage[topic] = status
             case ReceiptTopic(), Receipt():
                 pass  # receipts belong to whoever asked, and to the registry
             case _:
@@ -307,6 +314,8 @@ class Fleet:
                 return self.replicas.pop(topic, None) is not None
             case ProgressTopic():
                 return self.progress.pop(topic, None) is not None
+            case GcTopic():
+                return self.garbage.pop(topic, None) is not None
             case CredentialStatusTopic():
                 return self.credentials.pop(topic, None) is not None
             case MachineTopic():

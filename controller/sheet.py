@@ -98,6 +98,11 @@ def size(count: int | None) -> str:
     return f"{tenths // 10}.{tenths % 10} {_UNITS[power]}"
 
 
+def day(time: datetime | None) -> str:
+    """Write the day of a time for a person, in the zone of this machine."""
+    return moment(time).partition(" ")[0]
+
+
 def moment(time: datetime | None) -> str:
     """Write a time for a person, in the zone of this machine."""
     if time is None:

@@ -11,10 +11,11 @@ from controller.fleet import Fleet
 from controller.outcome import Phase, Standing
 from controller.publish import Sent
 from controller.registry import Stored
-from controller.sheet import Sheet, moment, pairs, short, size, some, state
+from controller.sheet import Sheet, day, moment, pairs, short, size, some, state
 from kvmwire.events import RegisterData
 from kvmwire.source import redact
 from kvmwire.status import (
+    GcStatus,
     MachineState,
     MachineStatus,
     PoolStatus,
@@ -119,6 +120,21 @@ def probes(fleet: Fleet, *, template: str) -> Rows:
     for host, status in found.items():
         _add_probe(shown, host, status)
     return [probe_row(ProbeTopic(host, template), status) for host, status in found.items()], shown
+
+
+def garbage(found: Iterable[GcStatus]) -> Rows:
+    """Show what hosts deleted, or would have, and why the rest stays."""
+    rows, shown = list[Row](), Sheet("garbage", "host", "pool", "kind", "size", "what", wide=("path", "why"))
+    for one in found:
+        rows.append({"kind": "gc", **one.model_dump(mode="json")})
+        for item in one.items:
+            what = ("would go" if one.dry_run else "deleted") if item.goes else "stays"
+            shown.add_row(one.host, item.pool, item.kind.value, size(item.size), what, item.path, item.why)
+        word = "would be deleted" if one.dry_run else "were deleted"
+        shown.note(one.host, f"{one.deleted} of {one.deleted + one.kept} {word}, {size(one.freed)}.")
+        for skipped in one.skipped:
+            shown.note(f"{one.host} {skipped.pool}", f"not looked into: {skipped.why}")
+    return rows, shown
 
 
 def machines(fleet: Fleet, *, template: str | None = None, host: str | None = None) -> Rows:
@@ -274,14 +290,21 @@ def _figures(fleet: Fleet, topic: ReplicaTopic, status: ReplicaStatus) -> Progre
 
 
 def _replica_table() -> Sheet:
-    return Sheet("replicas", "host", "pool", "template", "state", "size", wide=("path",))
+    return Sheet("replicas", "host", "pool", "template", "state", "size", "used", wide=("path",))
 
 
 def _add_replica(shown: Sheet, topic: ReplicaTopic, status: ReplicaStatus, figures: Progress | None) -> None:
     shown.add_row(
-        topic.host, topic.pool, topic.template, state(status.state.value), progress(status, figures), status.path
+        topic.host,
+        topic.pool,
+        topic.template,
+        state(status.state.value),
+        progress(status, figures),
+        day(status.last_used),
+        status.path,
     )
-    shown.note(f"{topic.host} {topic.pool}/{topic.template}", why(status))
+    for message in (why(status), *status.warnings):
+        shown.note(f"{topic.host} {topic.pool}/{topic.template}", message)
 
 
 def _machine_table() -> Sheet:

@@ -35,7 +35,7 @@ log = get_logger(__name__)
 FILE = "journal.db"
 KEPT_RECEIPTS = 5000
 """Receipts kept to recognise repeated events by their id, and as many refusals; older ones are recognised by generation and content."""
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE receipt (event TEXT PRIMARY KEY, sequence INTEGER NOT NULL, unsent INTEGER NOT NULL, document TEXT NOT NULL) STRICT;
 CREATE INDEX receipt_sequence ON receipt (sequence);
@@ -50,6 +50,12 @@ CREATE TABLE wished_machine (name TEXT PRIMARY KEY, document TEXT NOT NULL) STRI
 CREATE TABLE machine (name TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;
 """
 """What came with version 2."""
+_TO_3 = """
+UPDATE replica SET document = json_set(document, '$.status.last_used', strftime('%Y-%m-%dT%H:%M:%SZ', 'now'));
+"""
+"""Since version 3 it is known when a replica was last used; one of before counts as used just now."""
+_STEPS = {1: _SINCE_2 + _TO_3, 2: _TO_3}
+"""What takes a journal of an older version over."""
 T = TypeVar("T")
 _RECEIPT = TypeAdapter(Receipt)
 _TEMPLATE = TypeAdapter(TemplateRecord)
@@ -210,8 +216,8 @@ def _open_sound(path: Path) -> sqlite3.Connection:
         (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if version == 0 and tables == 0:
             database.executescript(f"BEGIN; {_SCHEMA} {_SINCE_2} PRAGMA user_version = {_VERSION}; COMMIT;")
-        elif version == 1:
-            database.executescript(f"BEGIN; {_SINCE_2} PRAGMA user_version = {_VERSION}; COMMIT;")
+        elif version in _STEPS:
+            database.executescript(f"BEGIN; {_STEPS[version]} PRAGMA user_version = {_VERSION}; COMMIT;")
         elif version != _VERSION:
             raise sqlite3.DatabaseError(f"version {version}, expected {_VERSION}")
         (answer,) = database.execute("PRAGMA quick_check(1)").fetchone()

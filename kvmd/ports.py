@@ -24,6 +24,7 @@ from kvmwire.topics import Topic
 if TYPE_CHECKING:  # what only the daemon has: `kvmd fetch` starts sooner without
     from kvmd.core.desired import HostRecord, MachineRecord, ProbeRecord, Recorded, Replica
     from kvmd.core.domain import Domain, DomainSpec, MachineFiles, Switch
+    from kvmd.core.garbage import Remnant
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +299,18 @@ class Keeper(Protocol):
         ...
 
 
+class Sweeper(Protocol):
+    """Finds and deletes the partial data that nobody goes on with in a storage pool. Errors: StoreError."""
+
+    async def remnants(self, *, unlocked_since: datetime) -> Sequence[Remnant]:
+        """List the partial volumes; of those that were not written to since then it is found out whether they are locked."""
+        ...
+
+    async def sweep(self, remnant: Remnant) -> bool:
+        """Delete these very files; False, and nothing is touched, where somebody works on them or has done so since."""
+        ...
+
+
 class Domains(Protocol):
     """All domains of this host's hypervisors, whoever defined them. Errors: StoreError, where they cannot be asked."""
 
@@ -306,7 +319,7 @@ class Domains(Protocol):
         ...
 
 
-class PoolStore(Store, Keeper, Protocol):
+class PoolStore(Store, Keeper, Sweeper, Protocol):
     """All that is done with a storage pool."""
 
 

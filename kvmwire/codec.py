@@ -25,6 +25,7 @@ from kvmwire.names import EventId, is_event_id
 from kvmwire.signing import Signature, read_signature
 from kvmwire.status import (
     CredentialStatus,
+    GcStatus,
     HostStatus,
     MachineStatus,
     ProbeStatus,
@@ -39,6 +40,7 @@ from kvmwire.topics import (
     CredentialTopic,
     DeployTopic,
     EventTopic,
+    GcTopic,
     HostTopic,
     MachineTopic,
     ProbeTopic,
@@ -145,6 +147,8 @@ def decode_status(topic: StatusTopic, payload: bytes) -> Status:
             model = ProbeStatus
         case ReplicaTopic():
             model = ReplicaStatus
+        case GcTopic():
+            model = GcStatus
         case MachineTopic():
             model = MachineStatus
         case ReceiptTopic():

@@ -267,6 +267,7 @@ class CommandData(WireModel):
     template: Name | None = None
     pool: Name | None = None
     reason: str = Field(default="", max_length=1024)
+    dry_run: bool = Field(default=False, description="of gc: delete nothing, only tell what would go")
 
 
 class Sealed(WireModel):

@@ -217,8 +217,60 @@ class ReplicaStatus(StatusModel):
     verified: AwareDatetime | None = Field(
         default=None, description="when all of the volume was last read from the disk and was what was promised"
     )
+    last_used: AwareDatetime | None = Field(
+        default=None, description="when an event last asked for it, or something was last seen to use it"
+    )
+    digest: str | None = Field(
+        default=None, description="of the volume's bytes; another than checksum where that is of a compressed file"
+    )
+    warnings: tuple[str, ...] = Field(default=(), description="what is accepted and yet worth knowing")
     next_attempt: AwareDatetime | None = None
     progress: Progress | None = None
+
+
+class GcKind(StrEnum):
+    """Partial data in a staging folder, a volume that a replica had before, or a replica's volume."""
+
+    STAGING = "staging"
+    FORMER = "former"
+    REPLICA = "replica"
+
+
+class GcItem(StatusModel):
+    """One thing in a pool: whether it goes, and why. ``template`` is empty for partial data."""
+
+    pool: Name
+    path: str
+    kind: GcKind
+    template: str = ""
+    size: Bytes
+    goes: bool
+    why: str
+
+
+class GcSkipped(StatusModel):
+    """A pool that could not be looked into."""
+
+    pool: Name
+    why: str
+
+
+class GcStatus(StatusModel):
+    """The last time that a host looked for garbage. ``event`` is the command that asked for it, if one did.
+
+    With ``dry_run`` nothing was deleted. ``deleted`` counts what went, or would have, ``freed`` its bytes. Of many ``items`` not
+    all are told: first what goes.
+    """
+
+    host: Name
+    event: EventId | None = None
+    dry_run: bool = False
+    deleted: int = Field(default=0, ge=0)
+    freed: Bytes = 0
+    kept: int = Field(default=0, ge=0)
+    items: tuple[GcItem, ...] = ()
+    skipped: tuple[GcSkipped, ...] = ()
+    since: AwareDatetime
 
 
 class MachineState(StrEnum):
@@ -304,4 +356,4 @@ class Receipt(StatusModel):
     time: AwareDatetime
 
 
-Status = HostStatus | ProbeStatus | ReplicaStatus | MachineStatus | CredentialStatus | Receipt | Progress
+Status = HostStatus | ProbeStatus | ReplicaStatus | GcStatus | MachineStatus | CredentialStatus | Receipt | Progress

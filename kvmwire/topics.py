@@ -16,7 +16,9 @@ class Verb(StrEnum):
 
     CANCEL = "cancel"
     RECHECK = "recheck"
+    REPAIR = "repair"
     SCRUB = "scrub"
+    GC = "gc"
     ANNOUNCE = "announce"
 
 
@@ -76,6 +78,13 @@ class ReplicaTopic:
 
 
 @dataclass(frozen=True, slots=True)
+class GcTopic:
+    """Carries what a host made of the garbage in its pools, the last time that it looked."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class MachineTopic:
     """Carries the state of a virtual machine."""
 
@@ -110,7 +119,14 @@ class ProgressTopic:
 
 EventTopic = RegisterTopic | DeployTopic | CredentialTopic | CommandTopic
 StatusTopic = (
-    HostTopic | ProbeTopic | ReplicaTopic | MachineTopic | CredentialStatusTopic | ReceiptTopic | ProgressTopic
+    HostTopic
+    | ProbeTopic
+    | ReplicaTopic
+    | GcTopic
+    | MachineTopic
+    | CredentialStatusTopic
+    | ReceiptTopic
+    | ProgressTopic
 )
 Topic = EventTopic | StatusTopic
 
@@ -172,6 +188,10 @@ class Topics:
         """Name the figures of running downloads."""
         return (f"{self.prefix}/status/+/progress/+/{template}",)
 
+    def gc_filters(self) -> tuple[str, ...]:
+        """Name what hosts made of garbage."""
+        return (f"{self.prefix}/status/+/gc",)
+
     def machine_filters(self, name: str = "+") -> tuple[str, ...]:
         """Name the states of virtual machines."""
         return (f"{self.prefix}/status/+/machine/{name}",)
@@ -213,6 +233,8 @@ def _levels(topic: Topic) -> tuple[str, ...]:
             return ("status", host, "probe", template)
         case ReplicaTopic(host, pool, template):
             return ("status", host, "replica", pool, template)
+        case GcTopic(host):
+            return ("status", host, "gc")
         case MachineTopic(host, name):
             return ("status", host, "machine", name)
         case CredentialStatusTopic(host, credential):
@@ -261,6 +283,8 @@ def _parse_status(host: str, rest: list[str]) -> StatusTopic | None:
     match rest:
         case ["host"]:
             return HostTopic(host)
+        case ["gc"]:
+            return GcTopic(host)
         case ["probe", template]:
             return ProbeTopic(host, template)
         case ["replica", pool, template]:

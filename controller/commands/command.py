@@ -1,4 +1,4 @@
-"""``kvmctl cancel``, ``recheck`` and ``scrub``: commands that hosts answer, and that are not retained."""
+"""``kvmctl cancel``, ``recheck``, ``repair`` and ``scrub``: commands that hosts answer, and that are not retained."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _DEFAULT_WAIT_S = 10.0
 
 
 def add(parsers: Parsers) -> None:
-    """Add the three parsers."""
+    """Add the four parsers."""
     for verb, run, summary in (
         (Verb.CANCEL, cancel, "stop what hosts do for a template"),
         (Verb.RECHECK, recheck, "let hosts check sources again, and try again what waits or failed"),
+        (Verb.REPAIR, repair, "let hosts replace what changed at rest by a new download, unless something uses it"),
         (Verb.SCRUB, scrub, "let hosts read ready volumes again, slowly, and tell of those that have changed"),
     ):
         parser = add_parser(parsers, verb.value, run, summary)
@@ -45,6 +46,11 @@ async def cancel(invocation: Invocation) -> Exit:
 async def recheck(invocation: Invocation) -> Exit:
     """Publish ``recheck``."""
     return await _command(invocation, Verb.RECHECK)
+
+
+async def repair(invocation: Invocation) -> Exit:
+    """Publish ``repair``."""
+    return await _command(invocation, Verb.REPAIR)
 
 
 async def scrub(invocation: Invocation) -> Exit:

@@ -12,12 +12,22 @@ from pydantic import BaseModel, create_model
 
 from kvmwire.codec import Envelope
 from kvmwire.events import CommandData, CredentialData, DeployData, EventType, RegisterData
-from kvmwire.status import CredentialStatus, HostStatus, MachineStatus, ProbeStatus, Progress, Receipt, ReplicaStatus
+from kvmwire.status import (
+    CredentialStatus,
+    GcStatus,
+    HostStatus,
+    MachineStatus,
+    ProbeStatus,
+    Progress,
+    Receipt,
+    ReplicaStatus,
+)
 from kvmwire.topics import (
     CommandTopic,
     CredentialStatusTopic,
     CredentialTopic,
     DeployTopic,
+    GcTopic,
     HostTopic,
     MachineTopic,
     ProbeTopic,
@@ -103,6 +113,7 @@ CHANNELS: tuple[Channel, ...] = (
     Channel("statusHost", HostTopic(_HOST), _OUT, (HostStatus,)),
     Channel("statusProbe", ProbeTopic(_HOST, _TEMPLATE), _OUT, (ProbeStatus,)),
     Channel("statusReplica", ReplicaTopic(_HOST, _POOL, _TEMPLATE), _OUT, (ReplicaStatus,)),
+    Channel("statusGc", GcTopic(_HOST), _OUT, (GcStatus,)),
     Channel("statusReceipt", ReceiptTopic(_HOST, "{event_id}"), _OUT, (Receipt,), retained=False),
     Channel("statusProgress", ProgressTopic(_HOST, _POOL, _TEMPLATE), _OUT, (Progress,), retained=False, qos=0),
     Channel("statusMachine", MachineTopic(_HOST, _NAME), _OUT, (MachineStatus,), reserved=True),

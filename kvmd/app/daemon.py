@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
+from kvmd.app.domains import open_domains
 from kvmd.app.machines import open_hypervisor
 from kvmd.app.parts import (
     converter_of,
@@ -31,23 +33,28 @@ from kvmd.clock import SystemClock
 from kvmd.config import MaintenanceSettings, MqttSettings, Settings
 from kvmd.config.trusting import read_sealing_key, read_trust_list
 from kvmd.core.desired import HostRecord
+from kvmd.core.garbage import GcPolicy
 from kvmd.core.tally import Tally
 from kvmd.daemon.announcer import Announcer, Identity, offline
+from kvmd.daemon.caretaker import Caretaker, GcRules
+from kvmd.daemon.collector import Collector
 from kvmd.daemon.credentials import Credentials, Identification
 from kvmd.daemon.host import Daemon
-from kvmd.daemon.inbox import Inbox
+from kvmd.daemon.inbox import Inbox, Reactions
 from kvmd.daemon.machines import MachineRules, Machines
 from kvmd.daemon.prober import Prober
 from kvmd.daemon.reconciler import Reconciler
+from kvmd.daemon.replicas import Replicas
 from kvmd.daemon.rules import Rules
 from kvmd.daemon.scrubber import Scrubber, ScrubRules
+from kvmd.daemon.users import Users
 from kvmd.engine.shaping import Shaper
 from kvmd.errors import ConfigError, InternalError, KvmdError, leaves
 from kvmd.journal import SqliteJournal
 from kvmd.log import get_logger
 from kvmd.notify import Notifier
 from kvmd.plugin import TlsFiles
-from kvmd.ports import Clock, Hypervisor, PoolStore, Sources
+from kvmd.ports import Clock, Domains, Hypervisor, PoolStore, Sources
 from kvmd.vault import Vault
 from kvmwire.topics import HostTopic, Topics
 from kvmwire.trust import TrustList, keyid_of
@@ -62,6 +69,7 @@ class Outside:
     sources: Sources
     stores: Mapping[str, PoolStore]
     hypervisor: Hypervisor | None
+    domains: Domains
 
 
 async def run(settings: Settings, environ: Mapping[str, str]) -> int:
@@ -76,12 +84,13 @@ async def run(settings: Settings, environ: Mapping[str, str]) -> int:
                 open_sources(settings, environment_of(settings, executor, credentials=vault)) as sources,
                 open_stores(settings, executor) as stores,
                 open_hypervisor(settings.machines, executor) as hypervisor,
+                open_domains(settings, executor) as domains,
             ):
                 daemon = build_daemon(
                     settings,
                     await journal.load(),
                     journal,
-                    Outside(sources, stores, hypervisor),
+                    Outside(sources, stores, hypervisor, domains),
                     vault,
                     executor,
                     Notifier.from_environ(environ),
@@ -133,19 +142,33 @@ def build_daemon(
     credentials = Credentials(settings.host, record, identification=identification, vault=vault, on_trust=bus.replay)
     credentials.restore(clock.now())
     announcer = Announcer(identity, record, bus=bus, journal=journal, stores=outside.stores, tally=tally, clock=clock)
-    rules = rules_of(settings, vault, executor, outside.stores)
+    rules = rules_of(settings, vault, executor, clock, outside.stores)
+    users = Users(record, outside.stores, outside.domains)
+    replicas = Replicas(record, journal, say=announcer.replica)
     reconciler = Reconciler(
         record,
         rules,
         sources=outside.sources,
         stores=outside.stores,
-        journal=journal,
+        users=users,
+        replicas=replicas,
         announcer=announcer,
         clock=clock,
-        shaper=Shaper(settings.transfer.rate_limit, clock),
     )
     scrub_rules = scrub_rules_of(settings.maintenance)
-    scrubber = Scrubber(record, scrub_rules, keepers=outside.stores, reconciler=reconciler, clock=clock)
+    scrubber = Scrubber(record, scrub_rules, keepers=outside.stores, replicas=replicas, clock=clock)
+    maintenance = settings.maintenance
+    collector = Collector(
+        record, gc_policy_of(maintenance), stores=outside.stores, users=users, replicas=replicas, clock=clock
+    )
+    caretaker = Caretaker(
+        settings.host,
+        collector,
+        gc_rules_of(maintenance),
+        pools=lambda: announcer.pools,
+        say=announcer.gc,
+        clock=clock,
+    )
     prober = Prober(
         settings.host, record, sources=outside.sources, rules=rules, journal=journal, announcer=announcer, clock=clock
     )
@@ -153,10 +176,16 @@ def build_daemon(
     if outside.hypervisor is not None:
         choices = MachineRules(settings.machines.network, settings.machines.stop_timeout_s)
         machines = Machines(
-            record, outside.hypervisor, rules=choices, journal=journal, announcer=announcer, clock=clock
+            record,
+            outside.hypervisor,
+            rules=choices,
+            journal=journal,
+            announcer=announcer,
+            clock=clock,
+            on_use=partial(replicas.used, clock=clock),
         )
-    followers = (scrubber, *((machines,) if machines is not None else ()))
-    reconciler.listeners.extend(one.wake for one in followers)
+    followers = (scrubber, caretaker, *((machines,) if machines is not None else ()))
+    replicas.listeners.extend(one.wake for one in followers)
 
     def on_change() -> None:
         for part in (reconciler, prober, *followers):
@@ -170,7 +199,7 @@ def build_daemon(
         announcer=announcer,
         clock=clock,
         credentials=credentials,
-        on_change=on_change,
+        reactions=Reactions(on_change, on_gc=caretaker.ask),
     )
     return Daemon(
         record,
@@ -182,6 +211,7 @@ def build_daemon(
         prober,
         reconciler,
         scrubber,
+        caretaker,
         notifier,
         clock,
         on_change,
@@ -202,7 +232,9 @@ def identity_of(settings: Settings, identification: Identification, outside: Out
     )
 
 
-def rules_of(settings: Settings, vault: Vault, executor: ThreadPoolExecutor, stores: Mapping[str, PoolStore]) -> Rules:
+def rules_of(
+    settings: Settings, vault: Vault, executor: ThreadPoolExecutor, clock: Clock, stores: Mapping[str, PoolStore]
+) -> Rules:
     """Give what sessions and probes keep to."""
     return Rules(
         settings.transfer.sessions,
@@ -211,6 +243,7 @@ def rules_of(settings: Settings, vault: Vault, executor: ThreadPoolExecutor, sto
         inspector_of(settings.inspector),
         converter_of(settings.inspector),
         vault,
+        Shaper(settings.transfer.rate_limit, clock),
         keyring=keyring_of(settings.policy, executor),
         shared=shared_of(settings, stores),
         raw_pools=frozenset(name for name, pool in settings.pools.items() if pool.format == "raw"),
@@ -221,6 +254,22 @@ def scrub_rules_of(maintenance: MaintenanceSettings) -> ScrubRules:
     """Give how volumes at rest are read again."""
     days = maintenance.scrub_every_d
     return ScrubRules(maintenance.scrub_rate, timedelta(days=days) if days else None)
+
+
+def gc_policy_of(maintenance: MaintenanceSettings) -> GcPolicy:
+    """Give what is garbage."""
+    return GcPolicy(
+        staging_ttl=timedelta(days=maintenance.staging_ttl_d),
+        keep_generations=maintenance.keep_generations,
+        unused=timedelta(days=maintenance.unused_d) if maintenance.unused_d else None,
+        low_space=maintenance.low_space,
+    )
+
+
+def gc_rules_of(maintenance: MaintenanceSettings) -> GcRules:
+    """Give when garbage is looked for."""
+    days = maintenance.gc_every_d
+    return GcRules(timedelta(days=days) if days else None, maintenance.low_space)
 
 
 def identification_of(settings: Settings) -> Identification:

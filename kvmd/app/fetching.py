@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 from kvmd.app.parts import (
@@ -27,12 +29,16 @@ from kvmd.engine.probing import Finding
 from kvmd.engine.runner import Edges, Listener, Session
 from kvmd.engine.shaping import Shaper
 from kvmd.engine.supply import survey
+from kvmd.errors import KvmdError
 from kvmd.plugin import TlsFiles
-from kvmd.ports import Access
+from kvmd.ports import Access, Clock, Sweeper
 from kvmd.store.directory import DirectoryStore
 from kvmwire.digest import Digest
 from kvmwire.events import ChecksumOf, ImageFormat
 from kvmwire.source import SourceUrl
+
+_KEPT = timedelta(days=30)
+"""So long partial data stays after the last attempt, to go on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +71,11 @@ async def fetch(request: FetchRequest, settings: Settings, listener: Listener) -
     with disk_threads(settings) as executor:
         environment = environment_of(settings, executor, typed=request.urls, tls=request.tls)
         async with open_sources(settings, environment) as sources:
+            store = DirectoryStore("folder", request.folder, executor=executor)
+            await _tidy(store, clock)
             edges = Edges(
                 sources=sources,
-                store=DirectoryStore("folder", request.folder, executor=executor),
+                store=store,
                 clock=clock,
                 limits=limits_of(settings),
                 shaper=Shaper(settings.transfer.rate_limit, clock),
@@ -83,6 +91,15 @@ async def fetch(request: FetchRequest, settings: Settings, listener: Listener) -
                 checksum_url=request.checksum_url,
             )
             return await Session(job, edges, listener).run(Started())
+
+
+async def _tidy(store: Sweeper, clock: Clock) -> None:
+    """Delete what earlier attempts left long ago; here no daemon does. Not worth failing for."""
+    oldest = clock.now() - _KEPT
+    with suppress(KvmdError):
+        for remnant in await store.remnants(unlocked_since=oldest):
+            if remnant.modified < oldest and not remnant.is_active:
+                await store.sweep(remnant)
 
 
 async def probe(

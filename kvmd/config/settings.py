@@ -357,6 +357,28 @@ class MaintenanceSettings(Section):
     scrub_every_d: int = Field(
         default=0, ge=0, le=3650, description="days after which every ready volume is read again unasked; 0: never"
     )
+    gc_every_d: int = Field(
+        default=1, ge=0, le=3650, description="days after which garbage is looked for unasked; 0: never"
+    )
+    staging_ttl_d: int = Field(
+        default=30, ge=1, le=3650, description="days that partial data stays after the last attempt, to go on from"
+    )
+    keep_generations: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="volumes of other names that a replica had before, which are kept; 0: none",
+    )
+    unused_d: int = Field(
+        default=0,
+        ge=0,
+        le=3650,
+        description="days after which a replica that nobody uses is deleted, although it is deployed; 0: never",
+    )
+    low_space: Size = Field(
+        default=0,
+        description="bytes free in a pool below which unused replicas are deleted, the longest unused first; 0: never",
+    )
 
 
 class LogSettings(Section):

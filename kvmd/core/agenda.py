@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.core.desired import Desired, HostRecord, ReplicaKey
 from kvmwire.status import ReplicaState
+
+
+class VolumeName(NamedTuple):
+    """A volume, by its name in a pool."""
+
+    pool: str
+    volume: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +27,19 @@ class Agenda:
 
 
 def agenda(
-    record: HostRecord, *, running: Mapping[ReplicaKey, str], due: Mapping[ReplicaKey, float], now: float, slots: int
+    record: HostRecord,
+    *,
+    running: Mapping[ReplicaKey, str],
+    due: Mapping[ReplicaKey, float],
+    now: float,
+    slots: int,
+    held: Collection[VolumeName] = (),
 ) -> Agenda:
     """Compare what is wished with what is there and under way.
 
     ``running`` maps the sessions under way to their aim, ``due`` the waiting ones to their time. Of two wishes for one volume, or for
-    the same content in one pool, only one runs at a time: the second then finds the volume there, or makes its own from it.
+    the same content in one pool, only one runs at a time: the second then finds the volume there, or makes its own from it. None
+    runs for a volume that is ``held``.
     """
     fingerprints = {key: wish.fingerprint(record.templates) for key, wish in record.desired.items()}
     stop = tuple(key for key, aim in running.items() if not _still_aims(record, key, aim))
@@ -39,7 +54,7 @@ def agenda(
         todo.append(wish)
     todo.sort(key=lambda wish: (-wish.data.priority, wish.order))
     busy = [record.desired[key] for key in running if key in record.desired]
-    start = _within_slots(record, todo, running=busy, free=slots - len(running))
+    start = _within_slots(record, todo, running=busy, free=slots - len(running), held=held)
     return Agenda(start, stop, wake_at)
 
 
@@ -71,10 +86,19 @@ def _is_waiting_for_its_time(
     return due.get(key, now) > now
 
 
+def names_of(record: HostRecord, key: ReplicaKey) -> frozenset[VolumeName]:
+    """Name the volumes that a session for this subject works on: what it is to have, and what it has."""
+    wish, replica = record.desired.get(key), record.replicas.get(key)
+    names = [wish.data.volume] if wish is not None else []
+    if replica is not None and replica.placement is not None:
+        names.append(replica.placement.name)
+    return frozenset(VolumeName(key.pool, name) for name in names)
+
+
 def _within_slots(
-    record: HostRecord, todo: list[Desired], *, running: list[Desired], free: int
+    record: HostRecord, todo: list[Desired], *, running: list[Desired], free: int, held: Collection[VolumeName]
 ) -> tuple[ReplicaKey, ...]:
-    claims = {claim for wish in running for claim in _claims(record, wish)}
+    claims = {claim for wish in running for claim in _claims(record, wish)} | {("name", *one) for one in held}
     start: list[ReplicaKey] = []
     for wish in todo:
         if free <= 0:
@@ -90,7 +114,7 @@ def _within_slots(
 
 def _claims(record: HostRecord, wish: Desired) -> set[tuple[str, str, str]]:
     """Name what no two sessions may work on at once: the volume's name, and the content, in a pool."""
-    claims = {("name", wish.data.pool, wish.data.volume)}
+    claims = {("name", *name) for name in names_of(record, wish.key)}
     template = wish.template(record.templates)
     if template is not None and template.checksum is not None:
         claims.add(("content", wish.data.pool, template.checksum))

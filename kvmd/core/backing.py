@@ -16,7 +16,12 @@ def backs(reference: str, *, folder: str, path: str) -> bool:
 
     References are QEMU's: a path, absolute or from the image's folder, with ``file:`` before it or not, or a ``json:`` description.
     """
-    return any(posixpath.normpath(posixpath.join(folder, one)) == posixpath.normpath(path) for one in _paths(reference))
+    return posixpath.normpath(path) in targets(reference, folder=folder)
+
+
+def targets(reference: str, *, folder: str) -> frozenset[str]:
+    """Give the absolute paths that such a reference may mean."""
+    return frozenset(posixpath.normpath(posixpath.join(folder, one)) for one in _paths(reference))
 
 
 def _paths(reference: str) -> Iterator[str]:

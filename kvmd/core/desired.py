@@ -61,7 +61,7 @@ class TemplateRecord:
 class Desired:
     """The newest deploy event of a template in a pool; ``order`` is its place in the queue of this host.
 
-    ``round`` counts the rechecks asked for, ``scrubs`` the scrubs.
+    ``round`` counts the rechecks asked for, ``scrubs`` the scrubs. ``is_repair``: the last recheck may replace a changed volume.
     """
 
     stamp: Stamp
@@ -71,6 +71,7 @@ class Desired:
     is_cancelled: bool = False
     reason: str = ""
     scrubs: int = 0
+    is_repair: bool = False
 
     @property
     def key(self) -> ReplicaKey:
@@ -109,13 +110,28 @@ class Desired:
 
 
 @dataclass(frozen=True, slots=True)
+class Former:
+    """A volume that kvmd made for a replica that has had another one, or none, ``since`` then. ``content`` is what it was to hold."""
+
+    placement: Placement
+    since: datetime
+    content: str = ""
+
+    @property
+    def volume(self) -> str:
+        """The volume's name."""
+        return self.placement.name
+
+
+@dataclass(frozen=True, slots=True)
 class Replica:
     """Where a replica stands: what is announced, and what only this host needs to know.
 
     ``made_for`` is the fingerprint of the wish it was last worked on for, ``content`` what the volume at ``placement`` was to
     hold. ``must_rehash``: somebody asked for a recheck, so the volume is read again although nobody seems to have touched it.
     ``provenance``: what the volume was made of, where that is not the file as it was served. ``scrubbed``: so many of the wish's
-    scrubs are done. ``replaced``: kvmd's own volume of before, which may still have the name of ``placement``.
+    scrubs are done. ``replaced``: kvmd's own volume of before, which may still have the name of ``placement``. ``formers`` have other
+    names, the latest is the last.
     """
 
     status: ReplicaStatus
@@ -128,11 +144,20 @@ class Replica:
     provenance: Provenance | None = None
     scrubbed: int = 0
     replaced: Placement | None = None
+    formers: tuple[Former, ...] = ()
 
     @property
     def key(self) -> ReplicaKey:
         """The subject."""
         return ReplicaKey(self.status.pool, self.status.template)
+
+    def retiring(self, *, beside: Placement | None, now: datetime) -> Replica:
+        """Give the replica with its volume among the former ones, where kvmd made it and its name is not that of ``beside``."""
+        path = beside.path if beside is not None else None
+        formers = tuple(one for one in self.formers if one.placement.path != path)
+        if self.placement is not None and self.is_ours and self.placement.path != path:
+            formers += (Former(self.placement, now, self.content),)
+        return replace(self, formers=formers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +317,16 @@ class HostRecord:
         """Name the machines with a disk that needs the volume of this path."""
         return tuple(sorted(name for name, machine in self.machines.items() if path in machine.uses))
 
+    def machines_wishing(self, key: ReplicaKey) -> tuple[str, ...]:
+        """Name the machines that are to be made from a replica, or to have it as a CD-ROM, or were and still are wished."""
+        return tuple(
+            sorted(
+                name
+                for name, wish in self.wished_machines.items()
+                if wish.is_present and (wish.replica == key or key.template in wish.machine.cdrom)
+            )
+        )
+
     def trust(self, enrolled: TrustList) -> TrustList:
         """Give the signing keys that count: those of the enrolment, or a newer list that was published since."""
         record = self.credentials.get(ROOT)
@@ -360,9 +395,9 @@ def judge_command(event: Event, arrival: Arrival) -> Judgement:
     return Judgement(Outcome.ACCEPTED, 0)
 
 
-def rechecked(desired: Desired) -> Desired:
+def rechecked(desired: Desired, *, is_repair: bool = False) -> Desired:
     """Give the wish as if it had just been made: a failed or cancelled replica is tried again, a ready one verified."""
-    return replace(desired, round=desired.round + 1, is_cancelled=False, reason="")
+    return replace(desired, round=desired.round + 1, is_cancelled=False, reason="", is_repair=is_repair)
 
 
 def _is_settled(earlier: Receipt | None) -> TypeGuard[Receipt]:

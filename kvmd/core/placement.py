@@ -24,6 +24,15 @@ class Placement:
     mtime_ns: int
     digest: Digest
 
+    @property
+    def name(self) -> str:
+        """The volume's name in its pool."""
+        return self.path.rpartition("/")[2]
+
+    def is_same_inode(self, other: Placement) -> bool:
+        """Whether it is the same file, whatever was written to it in between."""
+        return (self.device, self.inode) == (other.device, other.inode)
+
     def is_same_file(self, other: Placement) -> bool:
         """Whether nothing was written to or put in place of the file in between; the digests are not compared."""
         return (self.device, self.inode, self.size, self.mtime_ns) == (

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from kvmd.core.desired import HostRecord, Replica, ReplicaKey
 from kvmd.core.placement import Placement
-from kvmd.errors import ChecksumMismatchError
+from kvmd.errors import ChecksumMismatchError, KvmdError, StoreIoError
 from kvmwire.status import ReplicaState
 
 
@@ -35,7 +35,20 @@ def scrubbed(replica: Replica, placement: Placement, found: Placement | None, *,
     read = replace(replica, scrubbed=scrubs)
     if found is not None and found.digest == placement.digest:
         return replace(read, status=read.status.model_copy(update={"verified": now}))
-    failure = _changed(placement, found).failure
+    return _failed(read, _changed(placement, found), now=now)
+
+
+def unreadable(replica: Replica, error: StoreIoError, *, now: datetime) -> Replica:
+    """Give the replica whose volume the disk does not give back: it is not offered as ready."""
+    told = StoreIoError(
+        f"{error.message.rstrip('.')}; the volume was left as it is, and is not offered as ready.",
+        hint="Look at the disk. A recheck (kvmctl recheck) reads it again; kvmctl repair replaces it by a new download.",
+    )
+    return _failed(replica, told, now=now)
+
+
+def _failed(replica: Replica, error: KvmdError, *, now: datetime) -> Replica:
+    failure = error.failure
     update = {
         "state": ReplicaState.FAILED,
         "code": failure.code,
@@ -43,7 +56,7 @@ def scrubbed(replica: Replica, placement: Placement, found: Placement | None, *,
         "hint": failure.hint,
         "since": now,
     }
-    return replace(read, status=read.status.model_copy(update=update))
+    return replace(replica, status=replica.status.model_copy(update=update))
 
 
 def _changed(placement: Placement, found: Placement | None) -> ChecksumMismatchError:
@@ -56,7 +69,7 @@ def _changed(placement: Placement, found: Placement | None) -> ChecksumMismatchE
     return ChecksumMismatchError(
         f"volume {placement.path}: changed at rest: expected {placement.digest}, got {found.digest}; {touched}. "
         "It was left as it is, and is not offered as ready.",
-        hint="Look at the disk's health and for who writes there. Move the file away, and a recheck (kvmctl recheck) fetches it anew.",
+        hint="Look at the disk's health and for who writes there. kvmctl repair replaces it by a new download, unless it is in use.",
     )
 
 

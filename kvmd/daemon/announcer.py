@@ -13,9 +13,20 @@ from kvmd.log import get_logger
 from kvmd.ports import Bus, Clock, Delivery, Journal, Message, Store
 from kvmwire import __version__
 from kvmwire.codec import encode_status
-from kvmwire.status import HostState, HostStatus, MachineStatus, Outcome, PoolState, PoolStatus, Progress, Receipt
+from kvmwire.status import (
+    GcStatus,
+    HostState,
+    HostStatus,
+    MachineStatus,
+    Outcome,
+    PoolState,
+    PoolStatus,
+    Progress,
+    Receipt,
+)
 from kvmwire.topics import (
     CredentialStatusTopic,
+    GcTopic,
     HostTopic,
     MachineTopic,
     ProbeTopic,
@@ -84,11 +95,17 @@ class Announcer:
         self._clock = clock
         self._pools: tuple[PoolStatus, ...] = ()
         self._credentials: dict[str, bytes] = {}
+        self._gc: GcStatus | None = None
         self._said = b""
         self._is_heard = False
         self._unheard_since: float | None = None
         self._reasserted_at = float("-inf")
         self._looking: dict[str, asyncio.Future[PoolStatus]] = {}
+
+    @property
+    def pools(self) -> Sequence[PoolStatus]:
+        """The pools as they were when they were last looked at."""
+        return self._pools
 
     async def greet(self) -> None:
         """Announce everything after a connect, and the receipts that may not have arrived."""
@@ -105,6 +122,8 @@ class Announcer:
         self._post_host()
         for replica in self._record.replicas.values():
             self._post_replica(replica)
+        if self._gc is not None:
+            self.gc(self._gc)
         for probe in self._record.probes.values():
             self.probe(probe)
         for credential in self._record.credentials.values():
@@ -129,6 +148,11 @@ class Announcer:
         """Announce where a replica stands now."""
         self._tally.reached(replica.status, now=self._clock.monotonic())
         self._post_replica(replica)
+
+    def gc(self, status: GcStatus) -> None:
+        """Announce what was made of garbage."""
+        self._gc = status
+        self._bus.post(Message(GcTopic(self._identity.host), encode_status(status)))
 
     def _post_replica(self, replica: Replica) -> None:
         topic = ReplicaTopic(self._identity.host, *replica.key)

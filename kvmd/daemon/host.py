@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kvmd.core.desired import HostRecord
 from kvmd.core.tally import Tally
 from kvmd.daemon.announcer import Announcer
+from kvmd.daemon.caretaker import Caretaker
 from kvmd.daemon.credentials import Credentials
 from kvmd.daemon.inbox import Inbox
 from kvmd.daemon.machines import Machines
@@ -46,6 +47,7 @@ class Daemon:
     prober: Prober
     reconciler: Reconciler
     scrubber: Scrubber
+    caretaker: Caretaker
     notifier: Notifier
     clock: Clock
     on_change: Callable[[], None]
@@ -61,6 +63,7 @@ class Daemon:
                 group.create_task(self.reconciler.run(beat=self._beat, at_least_every_s=pass_s)),
                 group.create_task(self.prober.run()),
                 group.create_task(self.scrubber.run()),
+                group.create_task(self.caretaker.run()),
                 group.create_task(self._watch_pools()),
                 group.create_task(self._watch_broker()),
                 *([group.create_task(self.machines.run())] if self.machines is not None else []),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from kvmd.core.desired import (
@@ -25,6 +25,7 @@ from kvmd.core.desired import (
 from kvmd.core.restraint import Restraint, pause_s
 from kvmd.core.warrant import Warrant
 from kvmd.daemon.announcer import Announcer, Identity
+from kvmd.daemon.caretaker import GcRequest
 from kvmd.daemon.credentials import Credentials
 from kvmd.errors import KvmdError
 from kvmd.journal import KEPT_RECEIPTS
@@ -52,8 +53,16 @@ MAX_SUBJECTS = 20_000
 _BEYOND_CANCELLING = {ReplicaState.READY, ReplicaState.ABSENT, ReplicaState.CANCELLED}
 
 
+@dataclass(frozen=True, slots=True)
+class Reactions:
+    """What is called when there may be something to do, and when somebody asks to look for garbage."""
+
+    on_change: Callable[[], None]
+    on_gc: Callable[[GcRequest], None]
+
+
 class Inbox:
-    """Receives deliveries one after the other. ``on_change`` is called when there may be something to do."""
+    """Receives deliveries one after the other."""
 
     def __init__(
         self,
@@ -65,7 +74,7 @@ class Inbox:
         announcer: Announcer,
         clock: Clock,
         credentials: Credentials,
-        on_change: Callable[[], None],
+        reactions: Reactions,
     ) -> None:
         self._identity = identity
         self._record = record
@@ -74,7 +83,7 @@ class Inbox:
         self._announcer = announcer
         self._clock = clock
         self._credentials = credentials
-        self._on_change = on_change
+        self._reactions = reactions
         self._restraint = Restraint()
 
     async def receive(self, delivery: Delivery) -> None:
@@ -219,7 +228,8 @@ class Inbox:
             judgements.append(judge(event, known.stamp if known else None, arrival))
             if judgements[-1].is_accepted:
                 order = 1 + max((one.order for one in self._record.desired.values()), default=0)
-                desired = (Desired(_stamp(event, judgements[-1], keyid), data, order),)
+                scrubs = known.scrubs if known is not None else 0  # one that was asked for is not lost
+                desired = (Desired(_stamp(event, judgements[-1], keyid), data, order, scrubs=scrubs),)
         judgement = next((one for one in judgements if one.is_accepted), judgements[0])
         recorded = Recorded(self._receipt(event, judgement), desired=desired, machines=machines)
         await self._answer(event, judgement, delivery, recorded)
@@ -238,6 +248,8 @@ class Inbox:
         await self._answer(event, judgement, delivery, recorded)
         if judgement.is_accepted and verb is Verb.ANNOUNCE:
             await self._announcer.announce()
+        if judgement.is_accepted and verb is Verb.GC:
+            self._reactions.on_gc(GcRequest(event.id, data.pool, is_dry_run=data.dry_run))
 
     def _templates_after(self, verb: Verb | None, data: CommandData) -> tuple[TemplateRecord, ...]:
         if verb is not Verb.RECHECK:
@@ -264,8 +276,8 @@ class Inbox:
             if data.template in {None, key.template} and data.pool in {None, key.pool} and wish.is_present
         ]
         match verb:
-            case Verb.RECHECK:
-                return tuple(rechecked(wish) for wish in chosen)
+            case Verb.RECHECK | Verb.REPAIR:
+                return tuple(rechecked(wish, is_repair=verb is Verb.REPAIR) for wish in chosen)
             case Verb.CANCEL:
                 return tuple(
                     replace(wish, is_cancelled=True, reason=data.reason)
@@ -328,7 +340,7 @@ class Inbox:
             if enact is not None:
                 enact()
             if judgement.is_accepted:
-                self._on_change()
+                self._reactions.on_change()
 
         log.info(
             "event received",

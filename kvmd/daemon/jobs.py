@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from kvmd.core.desired import Desired, HostRecord, Replica, ReplicaKey
-from kvmd.core.image import ImagePolicy
+from kvmd.core.image import ImagePolicy, warnings
 from kvmd.core.placement import Placement
 from kvmd.core.provenance import Provenance
 from kvmd.core.session import (
@@ -62,11 +62,12 @@ def assignment(
     ``is_raw``: the pool wants raw images.
     """
     wish, before = record.desired[key], record.replicas.get(key)
+    volume = _volume(wish, before)
     fingerprint = wish.fingerprint(record.templates)
     urls = [SourceUrl.parse(url) for url in template.urls] if template else []
     sibling = _sibling(record, key, template.digest) if template and template.digest else None
     terms = Terms(
-        volume=_volume(wish, before),
+        volume=volume,
         expected=template.digest if template else None,
         format=template.format if template else ImageFormat.AUTO,
         sources=len(urls) + (sibling is not None),
@@ -87,16 +88,18 @@ def assignment(
         failures=before.failures if is_same_wish and before else 0,
         sibling=sibling,
     )
-    if before is not None and before.placement is not None:
+    known = _known_as(before, volume)
+    if known is not None and known.placement is not None:
         job = replace(
             job,
-            placed=before.placement,
-            is_ours=before.is_ours,
-            is_same_content=before.content == job.content,
-            must_rehash=before.must_rehash,
-            provenance=before.provenance,
-            replaced=before.replaced,
-            kept_for=_also_needed_by(record, key, before.placement),
+            placed=known.placement,
+            is_ours=known.is_ours,
+            is_same_content=known.content == job.content,
+            must_rehash=known.must_rehash,
+            provenance=known.provenance,
+            replaced=known.replaced,
+            kept_for=_also_needed_by(record, key, known.placement),
+            is_repair=wish.is_repair and known.must_rehash,
         )
     return Assignment(wish, fingerprint, job, _opening(wish), before, wish.is_signed(record.templates))
 
@@ -117,6 +120,23 @@ def _volume(wish: Desired, before: Replica | None) -> str:
     if not wish.is_present and before is not None and before.placement is not None:
         return before.placement.path.rpartition("/")[2]
     return wish.data.volume
+
+
+def _known_as(before: Replica | None, volume: str) -> Replica | None:
+    """Give what is known of the volume that is to have this name: one that the replica had before, or the one it has."""
+    if before is None:
+        return None
+    former = next((one for one in before.formers if one.volume == volume), None)
+    if former is None or (before.placement is not None and before.placement.name == volume):
+        return before
+    return replace(
+        before,
+        placement=former.placement,
+        is_ours=True,
+        content=former.content,
+        provenance=None,
+        replaced=None,
+    )
 
 
 def _is_recheck(made_for: str, fingerprint: str) -> bool:
@@ -157,7 +177,10 @@ def queued(wish: Desired, fingerprint: str, before: Replica | None, *, now: date
         since=now,
     )
     is_recheck = before is not None and _is_recheck(before.made_for, fingerprint)
-    return replace(_carry(before, Replica(status, fingerprint)), must_rehash=is_recheck)
+    asked = _carry(before, Replica(status, fingerprint))
+    if not wish.is_present:
+        return asked
+    return replace(_announcing(asked, last_used=now), must_rehash=is_recheck)
 
 
 def put_off(
@@ -203,10 +226,10 @@ def replica_of(task: Assignment, state: State, *, progress: Progress | None, now
 
 def _is_read(task: Assignment, placement: Placement) -> bool:
     """Whether all of a volume that is ready now was read for that; else nobody seems to have touched it since it was the last time."""
-    before, algorithm = task.before, task.job.algorithm
-    if before is None or before.placement is None or before.must_rehash:
+    before, placed, algorithm = task.before, task.job.placed, task.job.algorithm
+    if before is None or placed is None or before.must_rehash:
         return True
-    is_known = before.placement.is_same_file(placement) and before.placement.digest.algorithm is algorithm
+    is_known = placed.is_same_file(placement) and placed.digest.algorithm is algorithm
     return not is_known or before.status.state is ReplicaState.COMMITTING
 
 
@@ -225,8 +248,12 @@ def _with_state(replica: Replica, state: State, task: Assignment, *, now: dateti
             return _announcing(replica, message=f"the {image.format} is being converted to raw.")
         case Committing(stored=stored, replaces=replaces):
             # Written down before the rename: after a crash in between, the file under the final name is recognised as ours.
+            is_replaced = (
+                replaces is not None and replica.placement is not None and replaces.path == replica.placement.path
+            )
+            retired = replica if is_replaced else replica.retiring(beside=stored.placement, now=now)
             return replace(
-                replica,
+                retired,
                 placement=stored.placement,
                 is_ours=True,
                 content=job.content,
@@ -241,14 +268,17 @@ def _with_state(replica: Replica, state: State, task: Assignment, *, now: dateti
                 path=placement.path,
                 size=placement.size,
                 checksum=str(_served(provenance, job.terms) or placement.digest),
+                digest=str(placement.digest),
                 format=image.format.value if image else None,
                 virtual_size=image.virtual_size if image else None,
                 message=_ready_message(found, is_adopted=is_adopted),
                 trust=_trust(task, found),
+                warnings=warnings(image) if image else (),
                 progress=None,
             )
+            is_made = task.before is not None and task.before.status.state is ReplicaState.COMMITTING
             return replace(
-                ready,
+                ready if is_made else ready.retiring(beside=placement, now=now),
                 placement=placement,
                 is_ours=not is_adopted,
                 content=job.content,
@@ -295,8 +325,9 @@ def _carry(before: Replica | None, replica: Replica) -> Replica:
     if before is None:
         return replica
     return replace(
-        _announcing(replica, verified=before.status.verified),
+        _announcing(replica, verified=before.status.verified, last_used=before.status.last_used),
         scrubbed=before.scrubbed,
+        formers=before.formers,
         replaced=before.replaced,
         placement=before.placement,
         is_ours=before.is_ours,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -61,7 +62,10 @@ class _Course:
 
 
 class Machines:
-    """One loop. It begins nothing for a machine before the journal knows that it will."""
+    """One loop. It begins nothing for a machine before the journal knows that it will.
+
+    ``on_use`` is told the volumes that a machine was just made on, or was on until now.
+    """
 
     def __init__(
         self,
@@ -72,6 +76,7 @@ class Machines:
         journal: MachineJournal,
         announcer: Announcer,
         clock: Clock,
+        on_use: Callable[[Collection[str]], Awaitable[None]],
     ) -> None:
         self._record = record
         self._hypervisor = hypervisor
@@ -79,6 +84,7 @@ class Machines:
         self._journal = journal
         self._announcer = announcer
         self._clock = clock
+        self._on_use = on_use
         self._courses: dict[str, _Course] = {}
         self._wake = asyncio.Event()
 
@@ -165,6 +171,7 @@ class Machines:
             await self._undo(wish, record, exc, is_new=is_new)
             return
         await self._settled(wish, record)
+        await self._on_use(record.uses)
 
     async def _start(self, record: MachineRecord) -> MachineRecord:
         """Start it; what is announced and not journaled would be found out again."""
@@ -217,6 +224,7 @@ class Machines:
         if record.folder:
             await self._hypervisor.remove(record.uuid, files_of(wish, record))
         await self._journal.forget_machine(record.name)
+        await self._on_use(record.uses)
         del self._record.machines[record.name]
         self._courses.pop(record.name, None)
         self._announcer.machine_gone(record.name)

@@ -9,16 +9,17 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from kvmd.core.admission import check_policy
-from kvmd.core.agenda import agenda, outlives_its_template
+from kvmd.core.agenda import agenda, names_of, outlives_its_template
 from kvmd.core.desired import Desired, HostRecord, Replica, ReplicaKey
 from kvmd.core.retry import ATTEMPT_CAP_S, backoff_s
 from kvmd.core.session import Started, State, Waiting
 from kvmd.daemon.announcer import Announcer
 from kvmd.daemon.jobs import Assignment, assignment, put_off, queued, replica_of
+from kvmd.daemon.replicas import Replicas
 from kvmd.daemon.rules import JOURNAL_PAUSE_S, Rules, check_credentials
 from kvmd.daemon.turns import TURN_S, waiting_turn
+from kvmd.daemon.users import Users
 from kvmd.engine.runner import Edges, Listener, Session
-from kvmd.engine.shaping import Shaper
 from kvmd.errors import (
     CredentialMissingError,
     InternalError,
@@ -29,7 +30,7 @@ from kvmd.errors import (
     TemplateUnknownError,
 )
 from kvmd.log import get_logger
-from kvmd.ports import Clock, Journal, PoolStore, Sharing, Sources
+from kvmd.ports import Clock, PoolStore, Sharing, Sources
 from kvmwire.codes import FailureCode
 from kvmwire.source import SourceUrl
 from kvmwire.status import Progress, ReplicaState
@@ -49,10 +50,7 @@ class _Running:
 
 
 class Reconciler:
-    """One loop that compares what is wished with what is there. ``beat`` is called after every finished pass.
-
-    ``listeners`` are called whenever a replica has changed.
-    """
+    """One loop that compares what is wished with what is there. ``beat`` is called after every finished pass."""
 
     def __init__(
         self,
@@ -61,25 +59,25 @@ class Reconciler:
         *,
         sources: Sources,
         stores: Mapping[str, PoolStore],
-        journal: Journal,
+        users: Users,
+        replicas: Replicas,
         announcer: Announcer,
         clock: Clock,
-        shaper: Shaper,
     ) -> None:
         self._record = record
         self._rules = rules
         self._sources = sources
         self._stores = stores
-        self._journal = journal
+        self._users = users
+        self._replicas = replicas
         self._announcer = announcer
         self._clock = clock
-        self._shaper = shaper
-        self.listeners: list[Callable[[], None]] = []
         self._running: dict[ReplicaKey, _Running] = {}
         self._due: dict[ReplicaKey, float] = {}
         self._wake = asyncio.Event()
         self._has_new_wishes = True
         self._resting_until: float | None = None
+        replicas.on_release = self._wake.set
 
     def wake(self) -> None:
         """Look again what is to be done, because what is wished has changed, or the credentials that are there."""
@@ -123,7 +121,12 @@ class Reconciler:
             self._end_waits_for_credentials()
         running = {key: one.aim for key, one in self._running.items()}
         todo = agenda(
-            self._record, running=running, due=self._due, now=self._clock.monotonic(), slots=self._rules.slots
+            self._record,
+            running=running,
+            due=self._due,
+            now=self._clock.monotonic(),
+            slots=self._rules.slots,
+            held=self._replicas.held,
         )
         for key in todo.stop:
             if not self._running[key].task.cancelling():  # a second time would disturb its tidying up
@@ -160,21 +163,24 @@ class Reconciler:
                 continue
             if replica is not None and (replica.made_for == fingerprint or outlives_its_template(self._record, key)):
                 continue
-            await self._keep(queued(wish, fingerprint, replica, now=self._clock.now()))
+            await self._replicas.keep(queued(wish, fingerprint, replica, now=self._clock.now()))
 
     async def _start(self, group: asyncio.TaskGroup, key: ReplicaKey) -> None:
-        """Begin a session, or say why there can be none."""
+        """Begin a session, or say why there can be none; later, where somebody has come to hold the volume."""
         wish, before = self._record.desired[key], self._record.replicas.get(key)
         fingerprint = wish.fingerprint(self._record.templates)
         self._due.pop(key, None)
         if before is not None and wish.is_cancelled and before.status.state is ReplicaState.READY:
-            await self._keep(replace(before, made_for=fingerprint))  # the cancellation came too late
+            await self._replicas.keep(replace(before, made_for=fingerprint))  # the cancellation came too late
+            return
+        if names_of(self._record, key) & self._replicas.held:
             return
         try:
             task = self._assign(key)
         except KvmdError as exc:
             await self._put_off(key, exc)
             return
+        self._replicas.working.add(key)
         self._running[key] = _Running(
             wish.aim(self._record.templates), group.create_task(self._work(task, self._stores[key.pool]))
         )
@@ -211,14 +217,6 @@ class Reconciler:
                 hint="Remove them first (kvmctl machine remove NAME); then it goes by itself.",
             )
 
-    async def _users(self, path: str) -> list[str]:
-        """Name what reads from the volume at a path: machines, and volumes of any pool that is there."""
-        users = [f"machine {name}" for name in self._record.machines_on(path)]
-        for store in self._stores.values():
-            with suppress(PoolMissingError):
-                users += [f"the disk {one}" for one in await store.dependents(path)]
-        return users
-
     async def _put_off(self, key: ReplicaKey, error: KvmdError) -> None:
         wish, before, now = self._record.desired[key], self._record.replicas.get(key), self._clock.now()
         pause: timedelta | None = None
@@ -230,7 +228,7 @@ class Reconciler:
             self._due[key] = self._clock.monotonic() + pause.total_seconds()
         until = now + pause if pause else None
         fingerprint = wish.fingerprint(self._record.templates)
-        await self._keep(put_off(wish, fingerprint, before, failure=error.failure, now=now, until=until))
+        await self._replicas.keep(put_off(wish, fingerprint, before, failure=error.failure, now=now, until=until))
 
     async def _work(self, task: Assignment, store: PoolStore) -> None:
         """Run one session to its end; it raises nothing but what the journal does."""
@@ -241,11 +239,11 @@ class Reconciler:
             store,
             self._clock,
             rules.limits,
-            self._shaper,
+            rules.shaper,
             rules.inspector,
             rules.converter,
             keyring=rules.keyring,
-            users=self._users,
+            users=self._users.of,
             sharing=rules.shared.get(key.pool),
         )
 
@@ -257,7 +255,7 @@ class Reconciler:
             current = replace(task, before=self._record.replicas.get(key))
             replica = replica_of(current, state, progress=progress, now=self._clock.now())
             if not _says_the_same(replica, self._record.replicas.get(key)):
-                await self._keep(replica)
+                await self._replicas.keep(replica)
 
         def on_progress(progress: Progress) -> None:
             self._running[key].progress = progress
@@ -273,6 +271,7 @@ class Reconciler:
             self._rest(InternalError(f"{type(exc).__name__}: {exc}"))
         finally:
             self._running.pop(key, None)
+            self._replicas.working.discard(key)
             self._wake.set()
 
     async def _waits_for_another(
@@ -290,33 +289,10 @@ class Reconciler:
         self._due[task.key] = self._clock.monotonic() + TURN_S
         replica = waiting_turn(task, holder, now=self._clock.now())
         if not _says_the_same(replica, task.before):
-            await self._keep(replica)
+            await self._replicas.keep(replica)
         if replica.status.progress is not None:
             on_progress(replica.status.progress)
         return True
-
-    async def amend(self, before: Replica, after: Replica) -> None:
-        """Keep what somebody found out about a replica at rest; nothing, where it has changed in between or is worked on."""
-        if before.key not in self._running and self._record.replicas.get(before.key) is before:
-            await self._keep(after)
-
-    async def _keep(self, replica: Replica) -> None:
-        """Journal, remember, announce: in this order, so that nothing announced is ever forgotten."""
-        await self._journal.save_replica(replica)
-        self._record.replicas[replica.key] = replica
-        self._announcer.replica(replica)
-        for listener in self.listeners:
-            listener()
-        status = replica.status
-        log.info(
-            "replica",
-            template=status.template,
-            pool=status.pool,
-            state=status.state,
-            session=status.session,
-            code=status.code,
-            message=status.message or None,
-        )
 
 
 def _says_the_same(replica: Replica, before: Replica | None) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from kvmd.core.admission import Policy
 from kvmd.engine.job import Limits
+from kvmd.engine.shaping import Shaper
 from kvmd.errors import CredentialMissingError
 from kvmd.ports import Converter, Credentials, Inspector, Keyring, Sharing
 from kvmwire.events import RegisterData
@@ -19,8 +20,9 @@ JOURNAL_PAUSE_S = 5.0
 class Rules:
     """Limits of a session, the policy, and how many sessions run at once.
 
-    ``inspector`` checks images, ``converter`` makes raw ones for ``raw_pools``, ``credentials`` are those of this host, ``keyring`` has
-    the keys that may sign checksum files. ``shared`` are those of the pools that other hosts have, too.
+    ``inspector`` checks images, ``converter`` makes raw ones for ``raw_pools``, ``credentials`` are those of this host, ``shaper``
+    keeps all sessions to the host's rate, ``keyring`` has the keys that may sign checksum files. ``shared`` are those of the pools
+    that other hosts have, too.
     """
 
     slots: int
@@ -29,6 +31,7 @@ class Rules:
     inspector: Inspector
     converter: Converter
     credentials: Credentials
+    shaper: Shaper
     keyring: Keyring | None = None
     shared: Mapping[str, Sharing] = field(default_factory=dict[str, Sharing])
     raw_pools: Collection[str] = ()

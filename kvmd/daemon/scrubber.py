@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 
 from kvmd.core.desired import HostRecord, Replica, ReplicaKey
 from kvmd.core.placement import Placement
-from kvmd.core.scrubbing import next_scrub, scrubbed
-from kvmd.daemon.reconciler import Reconciler
-from kvmd.errors import KvmdError
+from kvmd.core.scrubbing import next_scrub, scrubbed, unreadable
+from kvmd.daemon.replicas import Replicas
+from kvmd.errors import KvmdError, StoreIoError
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Keeper
 
@@ -40,13 +40,13 @@ class Scrubber:
         rules: ScrubRules,
         *,
         keepers: Mapping[str, Keeper],
-        reconciler: Reconciler,
+        replicas: Replicas,
         clock: Clock,
     ) -> None:
         self._record = record
         self._rules = rules
         self._keepers = keepers
-        self._reconciler = reconciler
+        self._replicas = replicas
         self._clock = clock
         self._not_before: dict[ReplicaKey, datetime] = {}
         self._wake = asyncio.Event()
@@ -70,6 +70,8 @@ class Scrubber:
             except KvmdError as exc:
                 log.error("volume at rest could not be read again", volume=replica.placement.path, exc=exc)
                 self._not_before[replica.key] = self._clock.now() + _RETRY
+                if isinstance(exc, StoreIoError):
+                    await self._replicas.amend(replica, unreadable(replica, exc, now=self._clock.now()))
 
     async def _rest(self) -> None:
         with suppress(TimeoutError):
@@ -86,4 +88,4 @@ class Scrubber:
         log.info("scrub", volume=placement.path, size=placement.size)
         found = await self._keepers[key.pool].reread(placement, rate=self._rules.rate)
         after = scrubbed(replica, placement, found, scrubs=wish.scrubs if wish else 0, now=self._clock.now())
-        await self._reconciler.amend(replica, after)
+        await self._replicas.amend(replica, after)

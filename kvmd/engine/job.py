@@ -45,7 +45,8 @@ class Job:
     ``placed`` is the file that was ready before, if any: ``is_ours`` tells that kvmd put it there, ``is_same_content`` that it was for
     the same content, ``must_rehash`` that it is to be read again although nobody seems to have touched it, ``provenance`` what it was
     made of. ``kept_for`` names another replica that needs the file. ``sibling`` is another volume of the pool that
-    has the wanted content. ``replaced`` is kvmd's own volume of before, where it may still have the name.
+    has the wanted content. ``replaced`` is kvmd's own volume of before, where it may still have the name. ``is_repair``: where
+    ``placed`` has changed, or cannot be read, it may be replaced.
     """
 
     session: str
@@ -64,6 +65,7 @@ class Job:
     kept_for: str = ""
     replaced: Placement | None = None
     sibling: Placement | None = None
+    is_repair: bool = False
 
     @property
     def algorithm(self) -> Algorithm:

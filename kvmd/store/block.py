@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from kvmd.core.allotment import Holding, Slot
 from kvmd.core.domain import QEMU_FORMATS
+from kvmd.core.garbage import Remnant
 from kvmd.core.image import FoundFormat
 from kvmd.core.placement import Placement, Stored
 from kvmd.errors import ConvertError, ExistsError, KvmdError, PoolMissingError, StoreIoError
@@ -128,6 +130,17 @@ class BlockStore:
         for one in {name, *await self._allotter.names_at(name)}:
             with suppress(PoolMissingError):  # nothing was ever staged
                 await self._staging.discard(one)
+
+    async def remnants(self, *, unlocked_since: datetime) -> Sequence[Remnant]:
+        """See the port ``Sweeper``: what lies in the staging folder."""
+        try:
+            return await self._staging.remnants(unlocked_since=unlocked_since)
+        except PoolMissingError:
+            return ()  # nothing was ever staged
+
+    async def sweep(self, remnant: Remnant) -> bool:
+        """See the port ``Sweeper``."""
+        return await self._staging.sweep(remnant)
 
     async def status(self) -> PoolStatus:
         """See the port."""

@@ -6,16 +6,17 @@ import asyncio
 import os
 import stat
 import threading
-import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from kvmd.core.backing import backs
 from kvmd.core.checkpoint import Checkpoint
+from kvmd.core.garbage import Remnant
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.provenance import Provenance
 from kvmd.errors import ExistsError, KvmdError, NoSpaceError, PoolReadonlyError, StoreIoError
@@ -27,6 +28,7 @@ from kvmd.store.looking import image_of, placement_of, references_of
 from kvmd.store.partial import PartialVolume, Space
 from kvmd.store.records import forget_record, read_record
 from kvmd.store.staging import PARTIAL, STAGING, PartialFiles, open_folder
+from kvmd.store.sweeping import remnants_in, swept
 from kvmd.store.unpacked import UnpackedVolume
 from kvmd.store.zeros import Allocation
 from kvmwire.digest import Algorithm
@@ -34,12 +36,10 @@ from kvmwire.status import PoolState, PoolStatus
 
 T = TypeVar("T")
 _OPEN_VOLUME = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-KEEP_S = 30 * 86400.0
-"""Partial data that was not written to for so long is deleted when another volume is opened."""
 
 
 class DirectoryStore:
-    """Implements the ports ``Store`` and ``Keeper``. Names are single path components, checked where they entered the program."""
+    """Implements the port ``PoolStore``. Names are single path components, checked where they entered the program."""
 
     def __init__(
         self, name: str, path: Path, *, executor: Executor, allocation: Allocation = Allocation.SPARSE
@@ -112,6 +112,16 @@ class DirectoryStore:
         with translated(f"discarding partial data of {self._path / name}"):
             await self._on_thread(self._discard, name)
 
+    async def remnants(self, *, unlocked_since: datetime) -> Sequence[Remnant]:
+        """See the port ``Sweeper``."""
+        with translated(f"looking into {self._path / STAGING}"):
+            return await self._on_thread(self._remnants, unlocked_since)
+
+    async def sweep(self, remnant: Remnant) -> bool:
+        """See the port ``Sweeper``."""
+        with translated(f"deleting {remnant.path}"):
+            return await self._on_thread(self._sweep, remnant)
+
     async def status(self) -> PoolStatus:
         """See the port."""
         return await self._on_thread(self._status)
@@ -137,7 +147,6 @@ class DirectoryStore:
         packed: int | None = None
         checkpoint: Checkpoint | None = None
         try:
-            self._sweep(files)
             files.discard_raw()
             if request.packing is not None:
                 packed = files.open_packed()
@@ -169,13 +178,18 @@ class DirectoryStore:
         """Give the experience with the filesystem that the folder lies on now."""
         return self._inlines.setdefault(os.fstat(folder).st_dev, Inline(folder))
 
-    def _sweep(self, files: PartialFiles) -> None:
-        """Delete what was left behind long ago and nobody is working on."""
-        oldest = time.time() - KEEP_S
-        for match in filter(None, map(PARTIAL.fullmatch, os.listdir(files.staging))):
-            with suppress(OSError):
-                if os.stat(match[0], dir_fd=files.staging, follow_symlinks=False).st_mtime < oldest:
-                    self._discard_one(match["name"], match["key"])
+    def _remnants(self, unlocked_since: datetime) -> list[Remnant]:
+        with self._folder() as pool, self._staging() as staging:
+            if staging is None:
+                return []
+            return remnants_in(staging, pool=pool, path=self._path / STAGING, unlocked_since=unlocked_since)
+
+    def _sweep(self, remnant: Remnant) -> bool:
+        files = self._files(remnant.volume, remnant.key)
+        try:
+            return swept(files, remnant)
+        finally:
+            files.close()
 
     def _files(self, name: str, key: str) -> PartialFiles:
         pool = open_folder(self._path)

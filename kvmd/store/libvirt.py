@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
+from kvmd.core.garbage import Remnant
 from kvmd.core.placement import Placement, Stored
 from kvmd.errors import KvmdError
 from kvmd.hypervisor.connection import Connection
@@ -68,6 +70,14 @@ class LibvirtStore:
         """See the port ``Sharing``."""
         now = await self._now()
         return await now.hold(placement) if isinstance(now, ListedStore) else False
+
+    async def remnants(self, *, unlocked_since: datetime) -> Sequence[Remnant]:
+        """See the port ``Sweeper``."""
+        return await (await self._now()).remnants(unlocked_since=unlocked_since)
+
+    async def sweep(self, remnant: Remnant) -> bool:
+        """See the port ``Sweeper``."""
+        return await (await self._now()).sweep(remnant)
 
     async def status(self) -> PoolStatus:
         """See the port. What the store tells is newer than what libvirt knows since its last refresh."""

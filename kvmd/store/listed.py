@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 
+from kvmd.core.garbage import Remnant
 from kvmd.core.image import FoundFormat
 from kvmd.core.placement import Placement, Stored
 from kvmd.errors import FormatAmbiguousError, KvmdError, StoreIoError
@@ -72,6 +74,14 @@ class ListedStore:
     async def discard(self, name: str) -> None:
         """See the port."""
         await self._inner.discard(name)
+
+    async def remnants(self, *, unlocked_since: datetime) -> Sequence[Remnant]:
+        """See the port ``Sweeper``."""
+        return await self._inner.remnants(unlocked_since=unlocked_since)
+
+    async def sweep(self, remnant: Remnant) -> bool:
+        """See the port ``Sweeper``."""
+        return await self._inner.sweep(remnant)
 
     async def status(self) -> PoolStatus:
         """See the port."""

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from kvmd.core.provenance import Record
 
+SUFFIX = ".record"
 MAX_RECORD = 64 * 1024
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -53,4 +54,4 @@ def forget_record(name: str, *, staging: int) -> None:
 
 
 def _file(name: str) -> str:
-    return f"{name}.record"
+    return name + SUFFIX

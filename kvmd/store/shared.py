@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
 from kvmd.core.checkpoint import Checkpoint
+from kvmd.core.garbage import Remnant
 from kvmd.core.placement import Placement, Stored
 from kvmd.errors import ExistsError, InUseError, NoSpaceError, StoreError
 from kvmd.ports import Holder, VolumeRequest
@@ -75,6 +77,16 @@ class SharedStore:
     async def discard(self, name: str) -> None:
         """See the port. While there is no volume, what other hosts have downloaded of it is left to them."""
         await self._on_thread(f"discarding partial data of {self._path / name}", self._discard, name)
+
+    async def remnants(self, *, unlocked_since: datetime) -> Sequence[Remnant]:
+        """See the port ``Sweeper``: what any host has left."""
+        return await self._inner.remnants(unlocked_since=unlocked_since)
+
+    async def sweep(self, remnant: Remnant) -> bool:
+        """See the port ``Sweeper``. Nothing of a volume that a host is making is deleted."""
+        if await self._on_thread(f"looking who makes {remnant.volume}", self._leases.look, remnant.volume) is not None:
+            return False
+        return await self._inner.sweep(remnant)
 
     async def status(self) -> PoolStatus:
         """See the port."""

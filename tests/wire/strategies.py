@@ -29,6 +29,10 @@ from kvmwire.events import (
 from kvmwire.status import (
     CredentialState,
     CredentialStatus,
+    GcItem,
+    GcKind,
+    GcSkipped,
+    GcStatus,
     HostState,
     HostStatus,
     MachineState,
@@ -53,6 +57,7 @@ from kvmwire.topics import (
     CredentialStatusTopic,
     CredentialTopic,
     DeployTopic,
+    GcTopic,
     HostTopic,
     MachineTopic,
     ProbeTopic,
@@ -194,6 +199,7 @@ status_topics = (
     | st.builds(ProbeTopic, names, names)
     | st.builds(ReplicaTopic, names, names, names)
     | st.builds(MachineTopic, names, names)
+    | st.builds(GcTopic, names)
     | st.builds(CredentialStatusTopic, names, names)
     | st.builds(ReceiptTopic, names, event_ids)
     | st.builds(ProgressTopic, names, names, names)
@@ -286,6 +292,9 @@ replicas = st.builds(
     since=times,
     next_attempt=st.none() | times,
     progress=st.none() | progress,
+    last_used=st.none() | times,
+    digest=st.none() | digests.map(str),
+    warnings=tuples(texts),
 )
 machine_statuses = st.builds(
     MachineStatus,
@@ -302,6 +311,28 @@ machine_statuses = st.builds(
     console=texts,
     since=times,
     next_attempt=st.none() | times,
+)
+gc_items = st.builds(
+    GcItem,
+    pool=names,
+    path=texts,
+    kind=st.sampled_from(GcKind),
+    template=texts,
+    size=figures,
+    goes=st.booleans(),
+    why=texts,
+)
+gc_statuses = st.builds(
+    GcStatus,
+    host=names,
+    event=st.none() | event_ids,
+    dry_run=st.booleans(),
+    deleted=figures,
+    freed=figures,
+    kept=figures,
+    items=tuples(gc_items),
+    skipped=tuples(st.builds(GcSkipped, pool=names, why=texts)),
+    since=times,
 )
 credential_statuses = st.builds(
     CredentialStatus,
@@ -348,6 +379,7 @@ def _pairs() -> st.SearchStrategy[tuple[StatusTopic, Status]]:
         st.tuples(st.builds(HostTopic, names), host_statuses)
         | st.tuples(st.builds(ProbeTopic, names, names), probes)
         | st.tuples(st.builds(ReplicaTopic, names, names, names), replicas)
+        | st.tuples(st.builds(GcTopic, names), gc_statuses)
         | st.tuples(st.builds(MachineTopic, names, names), machine_statuses)
         | st.tuples(st.builds(CredentialStatusTopic, names, names), credential_statuses)
         | st.tuples(st.builds(ReceiptTopic, names, event_ids), receipts)

@@ -2,7 +2,7 @@
 
 from kvmd.core.image.facts import Facts, Partition, Refusal
 from kvmd.core.image.inspection import ImageHead, inspect_file, inspect_head
-from kvmd.core.image.judgement import ImagePolicy, check, judge
+from kvmd.core.image.judgement import ImagePolicy, check, judge, warnings
 from kvmd.core.image.signatures import PACKED, FoundFormat
 from kvmd.core.image.window import HEAD_LIMIT, HEAD_SIZE, Read
 
@@ -21,4 +21,5 @@ __all__ = [
     "inspect_file",
     "inspect_head",
     "judge",
+    "warnings",
 ]

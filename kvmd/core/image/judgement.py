@@ -62,6 +62,15 @@ def check(found: ImageHead, wanted: ImageFormat, *, policy: ImagePolicy) -> None
         raise refusal.error
 
 
+def warnings(found: ImageHead) -> tuple[str, ...]:
+    """Tell what is accepted of the image and yet worth knowing."""
+    snapshots, bitmaps = found.facts.snapshots, found.facts.bitmaps
+    if not (snapshots or bitmaps):
+        return ()
+    held = f"{found.format}: the image holds {snapshots} snapshots and {bitmaps} bitmaps"
+    return (f"{held}, which no machine sees; policy.allow_snapshots = false refuses such images.",)
+
+
 def _stranger(found: ImageHead, wanted: ImageFormat) -> Refusal | None:
     """Give the only reason that matters where the file is no image at all."""
     if found.format in PACKED:

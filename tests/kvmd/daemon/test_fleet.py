@@ -18,6 +18,7 @@ from kvmd.app.daemon import Outside, build_daemon
 from kvmd.app.parts import environment_of, open_sources
 from kvmd.app.pools import open_stores
 from kvmd.config import DirectoryPool, MqttSettings, PolicySettings, Settings
+from kvmd.hypervisor.domains import LibvirtDomains
 from kvmd.journal import SqliteJournal
 from kvmd.notify import Notifier
 from kvmd.ports import Sources
@@ -56,7 +57,13 @@ async def running_host(
         async with open_stores(settings, executor) as stores, asyncio.TaskGroup() as group:
             record = await journal.load()
             daemon = build_daemon(
-                settings, record, journal, Outside(sources, stores, None), Vault(), executor, Notifier()
+                settings,
+                record,
+                journal,
+                Outside(sources, stores, None, LibvirtDomains((), executor=executor)),
+                Vault(),
+                executor,
+                Notifier(),
             )
             group.create_task(daemon.run(stopped))
             try:

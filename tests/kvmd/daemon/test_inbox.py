@@ -20,7 +20,7 @@ from kvmd.core.desired import HostRecord, Recorded
 from kvmd.core.tally import Tally
 from kvmd.daemon.announcer import Announcer, Identity, offline
 from kvmd.daemon.credentials import Credentials, Identification
-from kvmd.daemon.inbox import Inbox
+from kvmd.daemon.inbox import Inbox, Reactions
 from kvmd.journal import FILE, KEPT_RECEIPTS, SqliteJournal
 from kvmd.ports import Delivery
 from kvmd.vault import Vault
@@ -70,7 +70,7 @@ class Desk:
             announcer=announcer,
             clock=clock,
             credentials=credentials,
-            on_change=self._changed,
+            reactions=Reactions(self._changed, on_gc=lambda _: None),
         )
 
     def _changed(self) -> None:

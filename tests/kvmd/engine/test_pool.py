@@ -156,22 +156,6 @@ async def test_a_deadline_in_the_middle_ends_it(host: Host, hostile: HostileServ
     assert outcome.code == "DEADLINE"
 
 
-async def test_partial_data_of_long_ago_goes_and_what_is_worked_on_stays(host: Host, hostile: HostileServer) -> None:
-    hostile.add("disk", DISK)
-    hostile.add("next", SMALL)
-    await host.fetch(hostile.url("disk", status="403@3"), expected=DISK, name="orphan")
-    assert len(host.partial_files()) == 2
-    async with asyncio.TaskGroup() as group:
-        active = group.create_task(host.run(hostile.url("disk", hold=MIB), name="active", expected=DISK))
-        await eventually(lambda: hostile.holding("disk") > 0)
-        for path in (host.pool / ".kvmd").iterdir():
-            os.utime(path, (0, 0))
-        assert (await host.run(hostile.url("next"), name="next", expected=SMALL)).code == "ready"
-        assert {name.split(".")[0] for name in host.partial_files()} == {"active"}
-        hostile.release("disk")
-    assert active.result().code == "ready"
-
-
 @pytest.mark.parametrize("damage", ["torn", "garbage", "older", "data", "symlink"])
 async def test_a_journal_that_cannot_be_trusted_is_not(host: Host, hostile: HostileServer, damage: str) -> None:
     hostile.add("disk", DISK)

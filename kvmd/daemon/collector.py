@@ -1,0 +1,175 @@
+"""Deletes what the policy says, one thing after the other: partial data, former volumes, replicas that nobody uses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kvmd.core.agenda import VolumeName, names_of
+from kvmd.core.desired import HostRecord, Replica
+from kvmd.core.garbage import (
+    GcPolicy,
+    Item,
+    PoolContents,
+    Verdict,
+    given_up,
+    in_question,
+    survey,
+    without,
+)
+from kvmd.core.placement import Placement
+from kvmd.daemon.replicas import Replicas
+from kvmd.daemon.users import Users
+from kvmd.errors import KeptForOthersError, KvmdError
+from kvmd.log import get_logger
+from kvmd.ports import Clock, PoolStore
+from kvmwire.status import GcKind, PoolState
+
+log = get_logger(__name__)
+
+_LOOK_S = 60.0
+"""So long a pool gets to tell what lies in it."""
+_PAUSE_S = 0.1
+"""Between two deletions: a filesystem that frees many large files at once keeps everybody waiting."""
+_BUSY = "somebody works on it just now, or it has changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What became of everything; ``skipped`` are pools that could not be looked into, with why."""
+
+    items: tuple[Item, ...]
+    skipped: Mapping[str, str]
+
+
+class Collector:
+    """One run at a time. What is deleted was decided by ``core.garbage``, and its users are asked once more right before."""
+
+    def __init__(
+        self,
+        record: HostRecord,
+        policy: GcPolicy,
+        *,
+        stores: Mapping[str, PoolStore],
+        users: Users,
+        replicas: Replicas,
+        clock: Clock,
+    ) -> None:
+        self._record = record
+        self._policy = policy
+        self._stores = stores
+        self._users = users
+        self._replicas = replicas
+        self._clock = clock
+        self._running = asyncio.Lock()
+
+    async def collect(self, *, pools: Sequence[str] | None = None, is_dry_run: bool = False) -> Collected:
+        """Look through these pools, or all, and delete what goes; with ``is_dry_run`` only tell what would."""
+        async with self._running:
+            contents, skipped = await self._look(pools)
+            items = await self._decide(contents)
+            if is_dry_run:
+                return Collected(tuple(items), skipped)
+            await self._replicas.used([one.path for one in items if one.is_used], clock=self._clock)
+            for i, item in enumerate(items):
+                if item.verdict is Verdict.DELETE:
+                    items[i] = await self._delete(item)
+                    await asyncio.sleep(_PAUSE_S)
+            return Collected(tuple(items), skipped)
+
+    async def _look(self, pools: Sequence[str] | None) -> tuple[dict[str, PoolContents], dict[str, str]]:
+        contents, skipped = dict[str, PoolContents](), dict[str, str]()
+        unlocked_since = self._clock.now() - self._policy.staging_ttl
+        for name, store in self._stores.items():
+            if pools is not None and name not in pools:
+                continue
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    remnants, status = await store.remnants(unlocked_since=unlocked_since), await store.status()
+            except KvmdError as exc:
+                skipped[name] = exc.message
+                continue
+            except TimeoutError:
+                skipped[name] = f"pool {name} did not answer within {_LOOK_S:g} s."
+                continue
+            if status.state is PoolState.ACTIVE:
+                contents[name] = PoolContents(tuple(remnants), status.available)
+            else:
+                skipped[name] = f"pool {name} is {status.state.value}."
+        return contents, skipped
+
+    async def _decide(self, contents: Mapping[str, PoolContents]) -> list[Item]:
+        now, users = self._clock.now(), dict[str, Sequence[str]]()
+        for path in in_question(self._record, contents, policy=self._policy, now=now):
+            try:
+                users[path] = await self._users.of(path)
+            except KvmdError as exc:  # whom it takes to know, it takes for every volume
+                log.warning("nobody could be asked who uses volumes: they stay", volume=path, exc=exc)
+                break
+        return [*survey(self._record, contents, policy=self._policy, users=users, now=now)]
+
+    async def _delete(self, item: Item) -> Item:
+        """Delete one thing, and give what became of it; what cannot be deleted now is there for the next run."""
+        try:
+            why_not = await self._try(item)
+        except KvmdError as exc:
+            log.error("garbage could not be deleted", path=item.path, exc=exc)
+            why_not = f"it could not be deleted: {exc.message}"
+        if why_not:
+            return replace(item, verdict=Verdict.KEEP, why=why_not)
+        log.info("garbage deleted", kind=item.kind, path=item.path, size=item.size, why=item.why)
+        return item
+
+    async def _try(self, item: Item) -> str:
+        """Delete it, or tell why not."""
+        if item.remnant is not None:
+            with self._replicas.hold(VolumeName(item.pool, item.remnant.volume)) as is_free:
+                is_swept = is_free and await self._stores[item.pool].sweep(item.remnant)
+            return "" if is_swept else _BUSY
+        replica, placement = self._record.replicas.get(item.key), item.placement
+        if replica is None or placement is None:
+            return _BUSY
+        names = names_of(self._record, item.key) | {VolumeName(item.pool, placement.name)}
+        with self._replicas.hold(*names) as is_free:
+            if not is_free:
+                return _BUSY
+            if item.kind is GcKind.FORMER:
+                return await self._delete_former(replica, placement)
+            return await self._delete_replica(replica, placement, item.why)
+
+    async def _delete_former(self, replica: Replica, placement: Placement) -> str:
+        if placement not in [one.placement for one in replica.formers]:
+            return _BUSY
+        if users := await self._users.of(placement.path):
+            return f"in use by {', '.join(users)}"
+        why_not = await self._remove(replica.key.pool, placement)
+        await self._replicas.amend(replica, without(replica, placement), is_told=False)
+        return why_not
+
+    async def _delete_replica(self, before: Replica, placement: Placement, why: str) -> str:
+        """Take it back first: from then on nobody begins to use it, and whoever does so already is seen."""
+        if before.placement != placement:
+            return _BUSY
+        after = given_up(before, why, now=self._clock.now())
+        if not await self._replicas.amend(before, after, is_told=False):
+            return _BUSY
+        try:
+            users = await self._users.of(placement.path)
+        except BaseException:
+            await asyncio.shield(self._replicas.amend(after, before, is_told=False))
+            raise
+        if users:
+            await self._replicas.amend(after, before, is_told=False)
+            return f"in use by {', '.join(users)}"
+        why_not = await self._remove(before.key.pool, placement)
+        await self._replicas.amend(after, without(after, placement))
+        return why_not
+
+    async def _remove(self, pool: str, placement: Placement) -> str:
+        """Delete that very file; what is left of it is nobody's on this host."""
+        try:
+            is_removed = await self._stores[pool].remove(placement)
+        except KeptForOthersError as exc:
+            return exc.message
+        return "" if is_removed else "it was gone already, or is not the file that kvmd put there; nothing was touched"

@@ -1,0 +1,57 @@
+"""Who needs a volume to stay as it is: machines, domains that others defined, and disks in the pools."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from kvmd.core.desired import HostRecord
+from kvmd.errors import PoolMissingError, PoolUnsupportedError
+from kvmd.ports import Domains, Keeper
+
+LOOK_S = 60.0
+"""So long a pool gets to be looked through."""
+
+
+class Users:
+    """Asks everybody anew each time. What cannot be asked may need the volume: then nobody knows, and that is an error."""
+
+    def __init__(self, record: HostRecord, stores: Mapping[str, Keeper], domains: Domains) -> None:
+        self._record = record
+        self._stores = stores
+        self._domains = domains
+
+    async def of(self, path: str) -> Sequence[str]:
+        """Name what needs the volume at ``path``. Raises PoolMissingError where a pool is away, or libvirt, that could."""
+        machines = self._record.machines_on(path)
+        users = [f"machine {name}" for name in machines]
+        users += [
+            f"the domain {name}{f' ({why})' if why else ''}"
+            for name, why in (await self._domains.using(path)).items()
+            if name not in machines
+        ]
+        for pool, store in self._stores.items():
+            users += [f"the disk {one}" for one in await _dependents(pool, store, path)]
+        return users
+
+
+async def _dependents(pool: str, store: Keeper, path: str) -> Sequence[str]:
+    limit = asyncio.timeout(LOOK_S)
+    try:
+        async with limit:
+            return await store.dependents(path)
+    except PoolUnsupportedError:
+        return ()  # kvmd puts nothing there, and can look at nothing
+    except PoolMissingError as exc:
+        raise _unknown(pool, path, exc.message.rstrip(".")) from exc
+    except TimeoutError as exc:
+        if not limit.expired():
+            raise
+        raise _unknown(pool, path, f"it did not answer within {LOOK_S:g} s") from exc
+
+
+def _unknown(pool: str, path: str, why: str) -> PoolMissingError:
+    return PoolMissingError(
+        f"{path} may be needed by disks in pool {pool}, which cannot be looked at: {why}; it was left as it is.",
+        hint=f"Bring pool {pool} back, and it goes on by itself; or take it out of the settings, if it is gone for good.",
+    )
