@@ -76,9 +76,16 @@ def disk_pool(libvirtd: Libvirtd, *, name: str = "fast", size: int = 64 * MIB) -
 
 @contextlib.contextmanager
 def iscsi_pool(
-    libvirtd: Libvirtd, *, name: str = "fast", sizes: Sequence[int] = (16 * MIB, 16 * MIB, 8 * MIB)
+    libvirtd: Libvirtd,
+    *,
+    name: str = "fast",
+    sizes: Sequence[int] = (16 * MIB, 16 * MIB, 8 * MIB),
+    account: tuple[str, str] | None = None,
 ) -> Generator[BlockPool]:
-    """Define a pool of units of an iSCSI target of its own."""
+    """Define a pool of units of an iSCSI target of its own.
+
+    ``account`` is the user and the password that it wants; libvirt must have a secret for the target ``disks``.
+    """
     require_program("qemu-nbd")
     files = [libvirtd.folder / f"{name}.unit{number}" for number in range(1, len(sizes) + 1)]
     for path, size in zip(files, sizes, strict=True):
@@ -97,10 +104,17 @@ def iscsi_pool(
         for number, path in enumerate(files, 1):
             _run(*admin, "--op", "new", "--mode", "logicalunit", "--lun", str(number), "-b", str(path))
         _run(*admin, "--op", "bind", "--mode", "target", "-I", "ALL")
+        auth = ""
+        if account is not None:
+            user, password = account
+            own = [*admin[:5], "--mode", "account"]
+            _run(*own, "--op", "new", "--user", user, "--password", password)
+            _run(*own, "--op", "bind", "--tid", "1", "--user", user)
+            auth = f"<auth type='chap' username='{user}'><secret usage='disks'/></auth>"
         try:
             libvirtd.define_pool(
                 f"<pool type='iscsi-direct'><name>{name}</name><source><host name='127.0.0.1' port='{port}'/>"
-                f"<device path='{TARGET}'/><initiator><iqn name='{INITIATOR}'/></initiator></source></pool>"
+                f"<device path='{TARGET}'/><initiator><iqn name='{INITIATOR}'/></initiator>{auth}</source></pool>"
             )
             yield BlockPool(name, "iscsi-direct", files=files, stop=target.kill)
         finally:
