@@ -58,10 +58,11 @@ def is_hopeless(standing: Standing) -> bool:
 
 
 def withdrawals(fleet: Fleet, data: DeployData, host: str) -> list[Wanted]:
-    """Take back what was asked of a host: the machine, and the replica unless it was ready."""
+    """Take back what was asked of a host: the machine, and the replica unless it was ready or others ask for it."""
     taken_back = [(DeployTopic(data.deployment, host), absent(data))]
     replica = fleet.replicas.get(ReplicaTopic(host, data.pool, data.template_name))
-    if replica is None or replica.state is not ReplicaState.READY:
+    is_ready = replica is not None and replica.state is ReplicaState.READY
+    if not is_ready and not _is_asked_for(fleet, data, host):
         deployment = default_deployment(data.template_name, data.pool)
         plain = DeployData(deployment=deployment, template=data.template, pool=data.pool, ensure=Ensure.ABSENT)
         taken_back.append((DeployTopic(deployment, host), plain))
@@ -120,6 +121,16 @@ def _events_of(fleet: Fleet, name: str, *, hosts: Iterable[str]) -> Iterator[tup
         for host in named:
             if host in fleet.audience(one.event):
                 yield DeployTopic(one.data.deployment, host), one
+
+
+def _is_asked_for(fleet: Fleet, data: DeployData, host: str) -> bool:
+    """Whether another deployment wants this replica on the host."""
+    return any(
+        one.data.deployment != data.deployment
+        and one.data.ensure is Ensure.PRESENT
+        and host in fleet.audience(one.event)
+        for one in fleet.deployments(data.template_name, data.pool)
+    )
 
 
 def _absent_of(status: MachineStatus) -> DeployData:

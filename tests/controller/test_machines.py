@@ -139,6 +139,18 @@ async def test_the_next_host_is_tried_and_each_only_once(broker: Broker, kvmctl:
         assert wishes(fourth) == []
 
 
+async def test_a_replica_that_was_deployed_for_itself_stays_on_a_host_that_cannot_run_the_machine(
+    broker: Broker, kvmctl: Kvmctl, vm1: str
+) -> None:
+    async with ScriptedHost(broker.url, "kvm01").running() as full, ScriptedHost(broker.url, "kvm02").running():
+        assert (await kvmctl.run("deploy", "deb12", "--host", "kvm01", "--wait")).code == 0
+        full.script.fails_with = FailureCode.NO_SPACE
+        done = await kvmctl.run("deploy", "deb12", "--all", "--machine", vm1, "--try", "2", "--json")
+
+        assert [(row["host"], row["state"]) for row in done.rows] == [("kvm01", "failed"), ("kvm02", "running")]
+        assert wishes(full) == [(Ensure.PRESENT, None), (Ensure.PRESENT, True), (Ensure.ABSENT, True)]
+
+
 async def test_no_more_hosts_are_tried_than_was_said(broker: Broker, kvmctl: Kvmctl, vm1: str) -> None:
     bad = Script(machine_fails_with=FailureCode.MACHINE)
     async with (
