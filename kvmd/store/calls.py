@@ -70,6 +70,15 @@ def _call(name: str, *arguments: object) -> bool:
     return True
 
 
+def sync_found(fd: int) -> None:
+    """Sync what was written, or renamed, just before a crash. A filesystem that is read-only has nothing left to sync."""
+    try:
+        os.fsync(fd)
+    except OSError as exc:
+        if exc.errno not in {errno.EROFS, errno.EINVAL}:
+            raise
+
+
 @contextmanager
 def translated(what: str) -> Generator[None]:
     """Turn OSError into a StoreError that says what was being done, and to what."""

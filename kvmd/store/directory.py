@@ -21,7 +21,7 @@ from kvmd.core.placement import Placement, Stored
 from kvmd.core.provenance import Provenance
 from kvmd.errors import ExistsError, KvmdError, NoSpaceError, PoolReadonlyError, StoreIoError
 from kvmd.ports import VolumeRequest
-from kvmd.store.calls import allocate, is_in_memory, translated
+from kvmd.store.calls import allocate, is_in_memory, sync_found, translated
 from kvmd.store.hashing import digest_file
 from kvmd.store.inline import Inline
 from kvmd.store.looking import image_of, placement_of, references_of
@@ -267,11 +267,13 @@ class DirectoryStore:
             fd = self._open_volume(name, pool)
             if fd is None:
                 return None
-            with suppress(OSError):  # what is found may have been written, or renamed, just before a crash
-                os.fsync(pool)
+            try:
+                sync_found(pool)
+                sync_found(fd)
+            except BaseException:
+                os.close(fd)
+                raise
         try:
-            with suppress(OSError):  # a pool that is read-only has nothing left to sync
-                os.fsync(fd)
             self._forget_journals(name)
             image = image_of(fd, os.fstat(fd).st_size)
             placement = self._placement(fd, name, known, algorithm, stopped)

@@ -333,6 +333,8 @@ class PartialVolume:
                 self._raw.discard()
             if discard and self._files.is_still_named(self._image):
                 self._files.delete()
+            elif discard:
+                self._files.forget_without_data()
         except OSError as exc:  # a pool that went read-only or away; what is left there is swept later
             log.warning("partial volume could not be deleted", volume=self._path, exc=exc)
         finally:

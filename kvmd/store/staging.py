@@ -65,6 +65,8 @@ class PartialFiles:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.is_still_named(fd):
+                    if _is_named(self.next, fd, folder=self.staging):
+                        self._unlink(self.next)  # a crash came before it could trade places
                     if os.fstat(fd).st_nlink == 1:
                         return fd
                     self._unlink(self.part)
@@ -89,11 +91,7 @@ class PartialFiles:
 
     def is_still_named(self, fd: int) -> bool:
         """Whether the open file is still the one of that name: its last owner may have renamed or deleted it."""
-        try:
-            named = os.stat(self.part, dir_fd=self.staging, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(named, os.fstat(fd))
+        return _is_named(self.part, fd, folder=self.staging)
 
     def read_journal(self) -> Checkpoint | None:
         """Read the journal; None where there is none that can be trusted."""
@@ -136,10 +134,10 @@ class PartialFiles:
 
     def forget_without_data(self) -> None:
         """Delete the journal of data that is not there any more, because it has become the volume."""
-        if self._has(self.part) or self._has(self.idle):
+        if self._has(self.idle) or (self._has(self.part) and not self._is_volume(self.part)):
             return
         self.forget()
-        for one in (self.packed, self.raw, self.next):
+        for one in (self.packed, self.raw, self.next, self.part):
             self._unlink(one)
 
     def delete(self) -> None:
@@ -158,33 +156,46 @@ class PartialFiles:
         made = self.raw if is_converted else self.part
         os.fchmod(fd, VOLUME_MODE)
         os.fsync(fd)
-        if record is not None:
-            write_record(self.name, record, staging=self.staging)
+        try:
+            if record is not None:
+                write_record(self.name, record, staging=self.staging)
+            self._give_name(made, replaces)
+        except FileExistsError:
+            raise  # the record may be right for the file that has the name: another host's, with the same content
+        except OSError:
+            with suppress(OSError):
+                if record is not None and not _is_named(self.name, fd, folder=self.pool):
+                    forget_record(self.name, staging=self.staging)
+            raise
+        os.fsync(self.pool)
+        if record is None:
+            forget_record(self.name, staging=self.staging)
+        self.forget()
+        for one in (self.packed, self.raw, self.next, self.part):
+            self._unlink(one)
+
+    def _give_name(self, made: str, replaces: Placement | None) -> None:
         try:
             rename_noreplace(made, self.name, old_dir=self.staging, new_dir=self.pool)
         except FileExistsError:
             if replaces is None:
                 raise
             self._exchange(made, replaces)
-        os.fsync(self.pool)
-        if record is None:
-            forget_record(self.name, staging=self.staging)
-        self.forget()
-        for one in (self.packed, self.next, *((self.part,) if is_converted else ())):
-            self._unlink(one)
 
     def _exchange(self, made: str, old: Placement) -> None:
         """Let the data trade places with the old volume, which lies under ``next`` then. Raises FileExistsError.
 
-        Under ``part`` it must never lie: whoever goes on with a partial volume writes to that.
+        Under its own name it must never lie: whoever goes on with a partial volume writes to that. The data keeps that name, so that
+        a crash right before costs nothing.
         """
         if not self._is_at(self.name, self.pool, old):
             raise FileExistsError(errno.EEXIST, "another file than the one to replace has the name")
-        os.rename(made, self.next, src_dir_fd=self.staging, dst_dir_fd=self.staging)
+        self._unlink(self.next)
+        os.link(made, self.next, src_dir_fd=self.staging, dst_dir_fd=self.staging, follow_symlinks=False)
         try:
             self._trade(old)
         except OSError:
-            os.rename(self.next, made, src_dir_fd=self.staging, dst_dir_fd=self.staging)
+            self._unlink(self.next)
             raise
         os.fsync(self.staging)
 
@@ -207,6 +218,15 @@ class PartialFiles:
         os.close(self.staging)
         os.close(self.pool)
 
+    def _is_volume(self, name: str) -> bool:
+        """Whether the file is the volume, too: a crash came before it lost its name here."""
+        try:
+            named = os.stat(name, dir_fd=self.staging, follow_symlinks=False)
+            volume = os.stat(self.name, dir_fd=self.pool, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, volume)
+
     def _has(self, name: str) -> bool:
         try:
             os.stat(name, dir_fd=self.staging, follow_symlinks=False)
@@ -217,3 +237,11 @@ class PartialFiles:
     def _unlink(self, name: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.staging)
+
+
+def _is_named(name: str, fd: int, *, folder: int) -> bool:
+    try:
+        named = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(named, os.fstat(fd))

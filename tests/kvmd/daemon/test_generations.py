@@ -158,7 +158,7 @@ def _in_use(lab: Site) -> list[object]:
 STEPS = {
     "before anything": ("fchmod", 1),
     "at the rename that is refused": ("renameat2", 1),
-    "at the rename within the staging folder": ("renameat", 1),
+    "at the link within the staging folder": ("linkat", 1),
     "at the exchange": ("renameat2", 2),
     "at the deletion of the old one": ("unlinkat", 1),
 }

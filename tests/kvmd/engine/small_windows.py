@@ -39,17 +39,23 @@ def kill_at(point: str) -> None:
         is_last = next(calls) == int(number)
         if is_last and moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        outcome = real(*arguments, **keywords)
-        if is_last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return outcome
+        try:
+            return real(*arguments, **keywords)
+        finally:
+            if is_last:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(_CALLS[name], name, call)
 
 
-if __name__ == "__main__":
-    landing.WINDOW, landing.WINDOW_S, plan.MAX_BLOCK = WINDOW, 0.2, BLOCK
+def make_small(*, window: int = WINDOW) -> None:
+    """Let downloads of this process have small steps, and a checkpoint after so many bytes."""
+    landing.WINDOW, landing.WINDOW_S, plan.MAX_BLOCK = window, 0.2, BLOCK
     plan.FIRST_SEGMENT = plan.MIN_SEGMENT = plan.MAX_SEGMENT = 1 << 20
+
+
+if __name__ == "__main__":
+    make_small()
     if "KILL_AT" in os.environ:
         kill_at(os.environ["KILL_AT"])
     sys.exit(main())
