@@ -169,7 +169,7 @@ class BlockStore:
     ) -> Placement:
         """Put the staged image, open as ``source``, onto a volume, and have it count once it was read back from there."""
         pool, before = await self._looked_up(request.name)
-        if before is not None and (replaces is None or not before.placement().is_same_file(replaces)):
+        if before is not None and not _is_replaced(before, replaces):
             raise _exists(before)
         size = staged.placement.size
         slot = await patiently(lambda: self._allotter.claim(request.name, size))
@@ -325,6 +325,12 @@ def _is_untouched(holding: Holding, _: threading.Event, *, server: Server | None
     """Whether the volume still holds what was put there, as far as a sample tells. Raises InUseError where it is claimed."""
     with _opened(holding.slot, server, is_written=True) as device:
         return sample_of(device, size=holding.size) == holding.sample
+
+
+def _is_replaced(before: Holding, replaces: Placement | None) -> bool:
+    """Whether it is what is to be replaced, as it was placed or as somebody changed it since."""
+    known = (before.placement(), before.placement(is_sampled=False))
+    return replaces is not None and any(one.is_same_file(replaces) for one in known)
 
 
 def _exists(other: Holding | None) -> ExistsError:
