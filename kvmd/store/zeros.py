@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 
-from kvmd.core.unpacking import PIECE
 from kvmd.store.calls import allocate
 
 ZERO_BLOCK = bytes(64 * 1024)
@@ -27,54 +26,52 @@ class ZeroWriter:
     def __init__(self, fd: int, allocation: Allocation) -> None:
         self._fd = fd
         self._allocation = allocation
-        self._buffer = bytearray(PIECE)
-        self._filled = 0
-        self.size = 0
+        self._held = bytearray()
+        self.size: int = 0
         """Bytes of the file so far, zeros included."""
-        self.data = 0
+        self.data: int = 0
         """Bytes of it that take space."""
 
     def write(self, piece: bytes) -> None:
-        """Append. Raises OSError."""
-        view = memoryview(piece)
-        while view:
-            count = min(len(view), len(self._buffer) - self._filled)
-            self._buffer[self._filled : self._filled + count] = view[:count]
-            self._filled += count
-            view = view[count:]
-            if self._filled == len(self._buffer):
-                self.flush()
+        """Append, but for what does not fill a block yet. Raises OSError."""
+        start = 0
+        if self._held:
+            start = min(len(piece), len(ZERO_BLOCK) - len(self._held))
+            self._held += piece[:start]
+            if len(self._held) < len(ZERO_BLOCK):
+                return
+            self.flush()
+        end = len(piece) - (len(piece) - start) % len(ZERO_BLOCK)
+        self._append(piece, start, end)
+        self._held += piece[end:]
 
     def flush(self) -> None:
         """Write what is held back. Raises OSError."""
-        start = 0
-        for end in range(len(ZERO_BLOCK), self._filled + len(ZERO_BLOCK), len(ZERO_BLOCK)):
-            is_last = end >= self._filled
-            is_zero = self._is_zero(end - len(ZERO_BLOCK))
-            if is_zero and start < end - len(ZERO_BLOCK):
-                self._put(start, end - len(ZERO_BLOCK))
+        self._append(bytes(self._held), 0, len(self._held))
+        self._held.clear()
+
+    def _append(self, data: bytes, start: int, end: int) -> None:
+        if self._allocation is Allocation.FULL:
+            self._put(data, start, end)
+            return
+        for first, last, is_zero in zero_runs(data, start, end):
             if is_zero:
-                self._skip(len(ZERO_BLOCK))
-                start = end
-            elif is_last:
-                self._put(start, self._filled)
-        self._filled = 0
+                self._skip(last - first)
+            else:
+                self._put(data, first, last)
 
-    def _is_zero(self, start: int) -> bool:
-        is_whole = start + len(ZERO_BLOCK) <= self._filled
-        return self._allocation is not Allocation.FULL and is_whole and self._buffer.startswith(ZERO_BLOCK, start)
-
-    def _put(self, start: int, end: int) -> None:
-        with memoryview(self._buffer) as view:
+    def _put(self, data: bytes, start: int, end: int) -> None:
+        with memoryview(data) as view:
             while start < end:
                 count = os.pwrite(self._fd, view[start:end], self.size)
                 start, self.size, self.data = start + count, self.size + count, self.data + count
 
     def _skip(self, length: int) -> None:
+        if self._allocation is Allocation.DENSE and not allocate(self._fd, length, offset=self.size):
+            self._put(bytes(length), 0, length)
+            return
         if self._allocation is Allocation.DENSE:
             self.data += length
-            if not allocate(self._fd, length, offset=self.size):
-                os.pwrite(self._fd, ZERO_BLOCK, self.size)
         self.size += length
         os.ftruncate(self._fd, self.size)
 
@@ -88,15 +85,15 @@ def may_hold_zeros(block: bytes | memoryview) -> bool:
     )
 
 
-def zero_runs(data: bytes) -> list[tuple[int, int, bool]]:
-    """Split into runs of (start, end, is zero). Only whole blocks count as zero; startswith compares at memory speed."""
+def zero_runs(data: bytes, start: int = 0, end: int | None = None) -> list[tuple[int, int, bool]]:
+    """Split these bytes into runs of (start, end, is zero). Only whole blocks count as zero; startswith compares at memory speed."""
     runs: list[tuple[int, int, bool]] = []
-    block = len(ZERO_BLOCK)
-    for start in range(0, len(data), block):
-        end = min(start + block, len(data))
-        is_zero = end - start == block and data.startswith(ZERO_BLOCK, start)
+    block, limit = len(ZERO_BLOCK), len(data) if end is None else end
+    for first in range(start, limit, block):
+        last = min(first + block, limit)
+        is_zero = last - first == block and data.startswith(ZERO_BLOCK, first)
         if runs and runs[-1][2] == is_zero:
-            runs[-1] = (runs[-1][0], end, is_zero)
+            runs[-1] = (runs[-1][0], last, is_zero)
         else:
-            runs.append((start, end, is_zero))
+            runs.append((first, last, is_zero))
     return runs
