@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,10 +41,11 @@ class Libvirtd:
     """A libvirtd that knows nothing of the machine's own, nor touches it; leaving the context kills it, and every machine it runs.
 
     Filesystems that it mounts below ``shared`` are seen by everybody. Killed, it can be started again: pools, volumes and
-    machines are still defined, and machines still run.
+    machines are still defined, and machines still run. With a ``host`` it is a host of that name; ``wrapper`` are words before the
+    command that makes the namespaces, such as those that enter another network.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, host: str | None = None, wrapper: Sequence[str] = ()) -> None:
         require_root("starts libvirtd and mounts filesystems")
         for name in ("libvirtd", "virsh", "tini", "unshare", "nsenter", "qemu-img", "qemu-system-x86_64"):
             require_program(name)
@@ -51,13 +53,16 @@ class Libvirtd:
         self.shared = self.folder / "shared"
         self.socket = self.folder / "run" / "libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={self.socket}"
+        self._host = host
         self._config = self.folder / "libvirtd.conf"
         self._pid_file = self.folder / "libvirtd.pid"
         self._holder = ChildProcess(
             [
+                *wrapper,
                 "unshare",
                 "--mount",
                 "--pid",
+                *(["--uts"] if host else []),
                 "--fork",
                 "--kill-child",
                 "--propagation",
@@ -88,9 +93,8 @@ class Libvirtd:
 
     def start(self) -> None:
         """Start libvirtd, and wait until it answers."""
-        inside = ["nsenter", "--target", str(_child_of(self._holder.pid)), "--mount", "--pid"]
         self._libvirtd = ChildProcess(
-            [*inside, "libvirtd", "--config", self._config, "--pid-file", self._pid_file],
+            [*self.inside(), "libvirtd", "--config", self._config, "--pid-file", self._pid_file],
             log=self.folder / "libvirtd.log",
         )
         self._libvirtd.start()
@@ -98,6 +102,11 @@ class Libvirtd:
             lambda: subprocess.run(self.virsh_command("uri"), capture_output=True, check=False).returncode == 0,
             what=f"libvirtd answers; {self._libvirtd.log_text()[-2000:]}",
         )
+
+    def inside(self) -> list[str]:
+        """Give the words that run a command where libvirtd runs."""
+        spaces = ["--mount", "--pid", *(["--uts", "--net"] if self._host else [])]
+        return ["nsenter", "--target", str(_child_of(self._holder.pid)), *spaces]
 
     def kill(self) -> None:
         """SIGKILL to libvirtd alone: the machines go on."""
@@ -164,6 +173,9 @@ class Libvirtd:
     def _script(self) -> str:
         """Give what the first process of the namespaces does: of its mounts only ``shared`` is seen outside."""
         binds = "\n".join(f"mount --bind {self.folder / name} {path}" for name, path in _FOLDERS.items())
+        if self._host:
+            (self.folder / "hosts").write_text(f"127.0.0.1 localhost {self._host}\n")
+            binds += f"\nhostname {self._host}\nmount --bind {self.folder / 'hosts'} /etc/hosts"
         return f"""
             for point in $(cut -d' ' -f5 /proc/self/mountinfo); do
               [ "$point" = {self.shared} ] || mount --make-slave "$point" 2>/dev/null || true
