@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Executor
@@ -18,6 +19,7 @@ from kvmd.hypervisor.library import load_libvirt
 from kvmd.hypervisor.pools import FIXED, FOLDERS, REMOTE, PoolFacts, check_pool
 from kvmd.ports import PoolStore, Sharing
 from kvmd.store.block import BlockStore
+from kvmd.store.calls import filesystem_type, network_filesystem
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.libvirt import LibvirtStore
 from kvmd.store.shared import SharedStore
@@ -85,15 +87,16 @@ def shared_of(settings: Settings, stores: Mapping[str, PoolStore]) -> dict[str, 
 
 
 async def check_pools(settings: Settings) -> list[Finding]:
-    """Ask libvirt about each of its pools, for ``kvmd config --check``."""
+    """Look at each folder's filesystem, and ask libvirt about each of its pools, for ``kvmd config --check``."""
     findings: list[Finding] = []
     for name, pool in settings.pools.items():
-        if not isinstance(pool, LibvirtPool):
+        if isinstance(pool, DirectoryPool):
+            findings += await asyncio.to_thread(_unshared, name, pool)
             continue
         connection = Connection(pool.uri)
         try:
             facts = await connection.call(partial(check_pool, name=pool.pool), what=f"pool {name}", timeout_s=_CHECK_S)
-            findings += _shortcomings(name, pool, facts)
+            findings += await asyncio.to_thread(_shortcomings, name, pool, facts)
         except ConfigError as exc:
             findings.append(Finding(f"pools.{name}.type", "error", exc.message.rstrip("."), exc.hint))
         except KvmdError as exc:
@@ -101,6 +104,26 @@ async def check_pools(settings: Settings) -> list[Finding]:
         finally:
             await connection.close()
     return findings
+
+
+def _unshared(name: str, pool: DirectoryPool) -> list[Finding]:
+    """Say where other hosts may have a pool's folder, too, and the settings say nothing of it."""
+    try:
+        fd = os.open(pool.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return []  # which is found elsewhere
+    try:
+        kind = network_filesystem(filesystem_type(fd))
+    finally:
+        os.close(fd)
+    if kind is None or pool.shared:
+        return []
+    message = (
+        f"{pool.path} lies on {kind}, where other hosts may have it as a pool, too, and the pool is not set as shared"
+    )
+    return [
+        Finding(f"pools.{name}.shared", "warning", message, "Set shared = true on all hosts that have this folder.")
+    ]
 
 
 def _shortcomings(name: str, pool: LibvirtPool, facts: PoolFacts) -> list[Finding]:

@@ -15,6 +15,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
 _TMPFS = 0x01021994
+_NETWORK = {
+    0x6969: "NFS",
+    0x517B: "SMB",
+    0xFE534D42: "SMB",
+    0xFF534D42: "CIFS",
+    0x00C36400: "CephFS",
+    0x01161970: "GFS2",
+    0x7461636F: "OCFS2",
+    0x0BD00BD0: "Lustre",
+    0x01021997: "9P",
+    0x5346414F: "AFS",
+}
+"""Filesystems that several machines can have at once (statfs(2), linux/magic.h)."""
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -52,6 +65,11 @@ def filesystem_type(fd: int) -> int:
     """Give the magic number of the filesystem that a file lies on (statfs(2)); 0 where that cannot be told."""
     found = (ctypes.c_long * 32)()
     return int(found[0]) & 0xFFFFFFFF if _call("fstatfs", fd, ctypes.byref(found)) else 0
+
+
+def network_filesystem(magic: int) -> str | None:
+    """Name a filesystem that several machines can have at once; None for any other."""
+    return _NETWORK.get(magic)
 
 
 def is_in_memory(fd: int) -> bool:
