@@ -31,25 +31,22 @@ def write_record(name: str, record: Record, *, staging: int) -> None:
 
 def read_record(name: str, *, staging: int, owner: int) -> Record | None:
     """Read the record of the volume of that name; None where there is none that was written by ``owner`` (a user's number) or us."""
-    try:
+    with suppress(OSError):
         fd = os.open(_file(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=staging)
-    except OSError:
-        return None
-    with os.fdopen(fd, "rb") as file:
-        found = os.fstat(fd)
-        is_own = found.st_uid in {owner, os.geteuid()} and not found.st_mode & _WRITABLE_BY_OTHERS
-        if not (stat.S_ISREG(found.st_mode) and is_own):
-            return None
         try:
-            return Record.decode(file.read(MAX_RECORD))
-        except OSError:
-            return None
+            found = os.fstat(fd)
+            is_own = found.st_uid in {owner, os.geteuid()} and not found.st_mode & _WRITABLE_BY_OTHERS
+            if stat.S_ISREG(found.st_mode) and is_own:
+                return Record.decode(os.read(fd, MAX_RECORD))
+        finally:
+            os.close(fd)
+    return None
 
 
 def forget_record(name: str, *, staging: int) -> None:
-    """Delete the record of the volume of that name, and what a crash left of writing one."""
+    """Delete the record of the volume of that name, and what a crash left of writing one. One that stays harms nobody."""
     for one in (_file(name) + ".new", _file(name)):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(one, dir_fd=staging)
 
 

@@ -1,11 +1,8 @@
-"""An inspector, images to look at, and programs that pretend to be qemu-img."""
+"""An inspector, and images to look at."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,23 +32,6 @@ def make_inspector(
 ) -> QemuInspector:
     """Make an inspector with little patience."""
     return QemuInspector(path, timeout_s=timeout_s, memory=512 << 20, is_required=is_required)
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
-    """Give a function that puts a shell script named qemu-img in front of the PATH, where every user can run it."""
-    folder = Path(tempfile.mkdtemp(prefix="kvmd-fake-"))
-    folder.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-
-    def write(script: str) -> Path:
-        program = folder / "qemu-img"
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
-        return program
-
-    yield write
-    shutil.rmtree(folder)
 
 
 async def inspect(inspector: QemuInspector, path: Path, content: bytes | bytearray) -> Inspected | None:
