@@ -17,6 +17,7 @@ from kvmwire.events import CloudInit
 from kvmwire.status import MachineState, MachineStatus, ReplicaState
 
 GIB = 1 << 30
+_FILES_HINT = "Deploy into a pool of files: a directory, or libvirt's dir, fs or netfs."
 
 
 class Step(StrEnum):
@@ -61,6 +62,12 @@ def planned(wish: MachineWish, record: HostRecord, replica: Replica, *, uuid: st
     """Decide what the machine is made of. Raises MachineError where that cannot be, TemplateUnknownError where a CD-ROM is missing."""
     status = replica.status
     path = status.path or ""
+    if not _is_file(path):
+        raise MachineError(
+            f"machine {wish.machine.name}: the replica {path} is a block device, which has no folder for the machine's files; "
+            "nothing was made.",
+            hint=_FILES_HINT,
+        )
     iso = path if status.format == FoundFormat.ISO else ""
     return MachineRecord(
         status=status_of(wish, MachineState.DEFINED, uuid=uuid, now=now),
@@ -182,11 +189,6 @@ def _root(wish: MachineWish, replica: Replica) -> RootDisk:
         raise MachineError(
             f"machine {machine.name}: no disk can stand on an image of format {form.value}; nothing was made."
         )
-    if path.startswith("/dev/") and not path.startswith("/dev/shm/"):  # noqa: S108 - the one folder of files there
-        raise MachineError(
-            f"machine {machine.name}: the replica {path} is a block device, which has no folder for the machine's files.",
-            hint="Deploy into a pool of files: a directory, or libvirt's dir, fs or netfs.",
-        )
     size = status.virtual_size or status.size or 0
     if asked and asked < size:
         raise MachineError(
@@ -211,4 +213,15 @@ def _iso(name: str, wish: MachineWish, record: HostRecord) -> str:
             "it goes on as soon as there is one.",
             hint=f"Deploy it: kvmctl deploy {name} --host ...",
         )
-    return min(found)[1] or ""
+    files = [one for one in found if _is_file(one[1] or "")]
+    if not files:
+        raise MachineError(
+            f"machine {wish.machine.name}: the CD-ROM {name} lies on the block device {found[0][1]}; nothing was made.",
+            hint=_FILES_HINT,
+        )
+    return min(files)[1] or ""
+
+
+def _is_file(path: str) -> bool:
+    """Whether a replica at the path is a file: block pools give their volumes paths in /dev, or no paths at all."""
+    return path.startswith("/") and (not path.startswith("/dev/") or path.startswith("/dev/shm/"))  # noqa: S108 - no file is made

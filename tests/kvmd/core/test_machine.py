@@ -145,6 +145,8 @@ def test_an_iso_is_a_cdrom_and_its_disk_is_empty() -> None:
         ({"disk_gib": 1}, {}, "disk_gib 1 is less"),
         ({}, {"format": "luks"}, "luks"),
         ({}, {"path": "/dev/vg/deb12"}, "block device"),
+        ({}, {"path": "/dev/vg/deb12", "format": "iso"}, "block device"),
+        ({}, {"path": "ip-192.0.2.1:3260-iscsi-iqn.x-lun-1"}, "block device"),
     ],
 )
 def test_what_cannot_be_made_is_told(wanted: dict[str, Any], fields: dict[str, Any], told: str) -> None:
@@ -160,6 +162,11 @@ def test_a_cdrom_must_be_an_iso_that_is_ready() -> None:
 
     record.replicas |= host(wanted, "drivers", format="iso").replicas
     assert made(wanted, record).uses == ("/pool/deb12", "/pool/drivers")
+
+    on_device = host(wanted, "drivers", format="iso", path="/dev/vg/drivers").replicas
+    record.replicas |= on_device
+    with pytest.raises(MachineError, match="CD-ROM drivers lies on the block device"):
+        made(wanted, record)
 
 
 def test_files_lie_beside_the_replica_under_names_that_no_volume_has() -> None:

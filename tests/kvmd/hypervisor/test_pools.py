@@ -12,6 +12,7 @@ import pytest
 
 from kvmd.app.pools import check_pools
 from kvmd.config import LibvirtPool, Settings
+from tests.support.blockpools import iscsi_pool
 from tests.support.libvirtd import Libvirtd
 
 
@@ -64,3 +65,13 @@ def test_the_daemon_says_what_to_install_and_ends(tmp_path: Path) -> None:
     assert "libvirt-python" in done.stderr
     assert "pip install 'kvmd[libvirt]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_a_pool_of_units_needs_some_that_may_be_overwritten(libvirtd: Libvirtd) -> None:
+    with iscsi_pool(libvirtd, name="far") as pool:
+        one = LibvirtPool(type="libvirt", uri=libvirtd.uri, pool="far")
+        (finding,) = await check_pools(_settings(far=one))
+        assert await check_pools(_settings(far=one.model_copy(update={"units": pool.units}))) == []
+    assert (finding.key, finding.severity) == ("pools.far.units", "error")
+    assert "none is named that may be overwritten" in finding.message
+    assert 'units = ["unit:0:0:1"]' in finding.hint
