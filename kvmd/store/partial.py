@@ -19,7 +19,7 @@ from kvmd.core.image import ImageHead
 from kvmd.core.placement import Placement, Stored, Unusable
 from kvmd.core.provenance import Provenance, Record
 from kvmd.core.ranges import ByteRange, RangeSet
-from kvmd.errors import ExistsError, KvmdError, StoreIoError
+from kvmd.errors import ExistsError, StoreIoError
 from kvmd.log import get_logger
 from kvmd.ports import Converter, VolumeRequest
 from kvmd.store.calls import punch_hole, translated
@@ -73,7 +73,7 @@ class PartialVolume:
         self._is_rewritten = request.is_rewritten
         self._space = space
         self._written = checkpoint.stored if checkpoint else RangeSet()
-        self._is_poisoned = False
+        self._poison: BaseException | None = None
         self._is_closed = False
         self._is_resumable = checkpoint is not None
         self._is_published = False
@@ -197,7 +197,7 @@ class PartialVolume:
         if self._working:
             # Work whose awaiter was cancelled goes on in its thread: were the descriptor closed, it could write into another file.
             await asyncio.wait(self._working)
-        is_useless = self._is_poisoned or not self._is_resumable
+        is_useless = self._poison is not None or not self._is_resumable
         try:
             await asyncio.get_running_loop().run_in_executor(self._executor, self._close, discard or is_useless)
         finally:
@@ -225,15 +225,18 @@ class PartialVolume:
         self._working.discard(working)
         error = None if working.cancelled() else working.exception()
         if error is not None and not isinstance(error, ExistsError | Stopped) and not self._is_harmless(error):
-            self._is_poisoned = True
+            self._poison = error
 
     def _is_harmless(self, error: BaseException) -> bool:  # noqa: ARG002 - for those who know better
         """Whether what was downloaded is as good as before the error."""
         return False
 
     def _check_usable(self, what: str) -> None:
-        if self._is_poisoned or self._is_closed:
-            raise StoreIoError(f"{what}: an earlier write or sync failed; the partial volume is discarded.")
+        if self._is_closed:
+            raise StoreIoError(f"{what}: the partial volume is closed.")
+        if self._poison is not None:
+            with translated(f"{what}: an earlier write or sync failed, the partial volume is discarded"):
+                raise self._poison
 
     def _advance(self, final: RangeSet) -> None:
         for one in self._hashes:
@@ -241,12 +244,12 @@ class PartialVolume:
 
     def _write_inline(self, what: str, offset: int, block: bytes | memoryview) -> None:
         self._check_usable(what)
-        try:
-            with translated(what), self._inline.measured():
+        with translated(what), self._inline.measured():
+            try:
                 self._write(offset, block)
-        except KvmdError:
-            self._is_poisoned = True
-            raise
+            except OSError as exc:
+                self._poison = exc
+                raise
 
     def _write(self, offset: int, block: bytes | memoryview) -> None:
         if not (self._allocation is Allocation.SPARSE and may_hold_zeros(block)):

@@ -64,7 +64,7 @@ class PartialFiles:
             fd = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self.is_still_named(fd):
+                if _is_named(self.part, fd, folder=self.staging):
                     if _is_named(self.next, fd, folder=self.staging):
                         self._unlink(self.next)  # a crash came before it could trade places
                     if os.fstat(fd).st_nlink == 1:
@@ -90,8 +90,9 @@ class PartialFiles:
         self._unlink(self.raw)
 
     def is_still_named(self, fd: int) -> bool:
-        """Whether the open file is still the one of that name: its last owner may have renamed or deleted it."""
-        return _is_named(self.part, fd, folder=self.staging)
+        """Whether the open file is still the one of that name, and has not become the volume: its last owner may have done either."""
+        is_volume = _is_named(self.name, fd, folder=self.pool)
+        return not is_volume and _is_named(self.part, fd, folder=self.staging)
 
     def read_journal(self) -> Checkpoint | None:
         """Read the journal; None where there is none that can be trusted."""
