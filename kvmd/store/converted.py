@@ -24,24 +24,29 @@ _OTHERS = 0o007
 
 
 class RawFile:
-    """The file that becomes the volume. Blocking: call it from a thread.
-
-    ``fd`` is open for writing until ``finish``, then for reading alone.
-    """
+    """The file that becomes the volume. Its methods block: call them from a thread."""
 
     def __init__(self, files: PartialFiles, *, size: int, allocation: Allocation) -> None:
         self._files = files
         self._size = size
-        _close_folder(files.staging)
-        self.fd = files.open_raw()
-        try:
-            os.ftruncate(self.fd, size)
-            if allocation is not Allocation.SPARSE:
-                allocate(self.fd, size)
-            os.fchmod(self.fd, _FOR_ALL)
-        except BaseException:
-            self.discard()
-            raise
+        self._allocation = allocation
+        self._fd: int | None = None
+
+    @property
+    def fd(self) -> int:
+        """The open file: for writing until ``finish``, then for reading alone."""
+        if self._fd is None:
+            raise ValueError("the file is not open")
+        return self._fd
+
+    def open(self) -> None:
+        """Make the file, with its size and the space that it is to have. Raises OSError."""
+        _close_folder(self._files.staging)
+        self._fd = self._files.open_raw()
+        os.ftruncate(self._fd, self._size)
+        if self._allocation is not Allocation.SPARSE:
+            allocate(self._fd, self._size)
+        os.fchmod(self._fd, _FOR_ALL)
 
     def finish(self, algorithm: Algorithm, stopped: threading.Event) -> Stored:
         """Sync what was written, and read it back from the disk. Raises OSError, ConvertError, or Stopped where that is set."""
@@ -61,13 +66,14 @@ class RawFile:
         try:
             self._files.discard_raw()
         finally:
-            os.close(self.fd)
+            if self._fd is not None:
+                os.close(self._fd)
 
     def _reopen(self) -> None:
         """Keep it open for reading alone, and see that nobody else has it open for writing. Raises ConvertError."""
         fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
         os.close(self.fd)
-        self.fd = fd
+        self._fd = fd
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # should the lease be broken: one that does nothing
         try:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)  # which the kernel grants only where nobody can write

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, TypeVar
 
 from kvmd.core.checkpoint import Checkpoint
@@ -165,21 +164,22 @@ class PartialVolume:
     async def convert(self, image: ImageHead, converter: Converter) -> Stored:
         """See the port. Where it goes wrong what was downloaded is as good as before."""
         sealed, size = self._sealed, image.virtual_size
+        self._sealed = None
         if sealed is None or size is None:
             raise StoreIoError(f"{self._path} was not verified, or has no size; it is not converted.")
         what, is_sparse = f"converting {self._path}", self._allocation is Allocation.SPARSE
         source = await self.open_sealed()
         try:
             await self._space.reserve(min(size, await converter.measure(source, image)) if is_sparse else size)
-            make = partial(RawFile, self._files, size=size, allocation=self._allocation)
-            self._raw = await self._perform(what, make, is_aside=True)
+            raw = self._raw = RawFile(self._files, size=size, allocation=self._allocation)
+            await self._perform(what, raw.open, is_aside=True)
             writes_zeros = self._allocation is Allocation.FULL
-            await converter.convert(source, image, self._raw.fd, writes_zeros=writes_zeros)
+            await converter.convert(source, image, raw.fd, writes_zeros=writes_zeros)
         finally:
             os.close(source)
         algorithm = sealed.placement.digest.algorithm
-        raw: Stored = await self._perform(what, self._raw.finish, algorithm, self._stopped, is_aside=True)
-        self._sealed = replace(raw, provenance=_converted_from(sealed, image))
+        made: Stored = await self._perform(what, raw.finish, algorithm, self._stopped, is_aside=True)
+        self._sealed = replace(made, provenance=_converted_from(sealed, image))
         return self._sealed
 
     async def commit(self, *, replaces: Placement | None = None) -> Placement:

@@ -139,7 +139,8 @@ class Daemon:
     def leftovers(self) -> list[str]:
         """Name the files of partial volumes."""
         staging = self.pool / ".kvmd"
-        return sorted(path.name for path in staging.iterdir()) if staging.exists() else []
+        names = [path.name for path in staging.iterdir()] if staging.exists() else []
+        return sorted(name for name in names if not name.endswith(".record"))
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def digest_of(content: bytes | Content) -> Digest:
 
 
 class Asked(TypedDict, total=False):
-    """What else a deploy event can say, and ``content``: what is in the file, where that is compressed."""
+    """What else a deploy event can say, and the pool; and ``content``: what the volume is to hold, where that is not the file."""
 
     format: ImageFormat
     headers: Mapping[str, str]
@@ -105,6 +105,7 @@ class Asked(TypedDict, total=False):
     checksum_url: str
     content: bytes | Content
     checksum_of: ChecksumOf
+    is_raw: bool
 
 
 class Host:
@@ -151,7 +152,8 @@ class Host:
         digest = None if expected is None else digest_of(expected)
         wanted, accepted = asked.get("format", ImageFormat.AUTO), images_of(self.settings.policy)
         terms = Terms(name, digest, wanted, len(urls), asked.get("deadline"), accepted)
-        terms = replace(terms, is_of_content=asked.get("checksum_of") is ChecksumOf.CONTENT)
+        is_of_content = asked.get("checksum_of") is ChecksumOf.CONTENT
+        terms = replace(terms, is_of_content=is_of_content, is_raw=asked.get("is_raw", False))
         states: list[State] = []
         progress: list[Progress] = []
 
