@@ -65,10 +65,10 @@ class SharedStore:
 
     async def dependents(self, path: str) -> Sequence[str]:
         """See the port ``Keeper``. A volume that another host needs stays anyway, whatever reads from it."""
-        volume = Path(path)
-        if volume.parent == self._path and await self._on_thread("looking", self._references.others, volume.name):
-            return ()
-        return await self._inner.dependents(path)
+        volume, others = Path(path), tuple[str, ...]()
+        if volume.parent == self._path:
+            others = await self._on_thread(f"looking who needs {path}", self._references.others, volume.name)
+        return () if others else await self._inner.dependents(path)
 
     async def remove(self, placement: Placement) -> bool:
         """See the port. Raises KeptForOthersError where another host needs the volume; this one does not any more."""

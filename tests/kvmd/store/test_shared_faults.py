@@ -61,7 +61,8 @@ async def disturbed(pool: Path, number: int, how: signal.Signals, free: asyncio.
         inode = (pool / "disk").stat().st_ino
         assert (pool / "disk").read_bytes() == CONTENT
         if how is signal.SIGSTOP:
-            holder.send_signal(signal.SIGCONT)
+            with suppress(ProcessLookupError):  # the last calls are not the same in every run
+                holder.send_signal(signal.SIGCONT)
             ended, _ = await outcome(holder)
             allowed = {"ready", "IN_USE"} if is_there else {"IN_USE"}
             assert ended in allowed, f"call {number}: {ended}, the volume was there: {is_there}"
