@@ -2,7 +2,7 @@
 TEST_PACKAGES = apache2-bin aria2 caddy curl gnupg gpgv haproxy lighttpd mosquitto mosquitto-clients nfs-ganesha nfs-ganesha-vfs \
   nginx-light openssl qemu-utils strace systemd systemd-container tinyproxy-bin util-linux iproute2 \
   libvirt-daemon libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 seabios tini parted \
-  libvirt-daemon-driver-storage-iscsi-direct qemu-block-extra tgt grub-common grub-pc-bin mtools xorriso
+  libvirt-daemon-driver-storage-iscsi-direct qemu-block-extra tgt xfsprogs grub-common grub-pc-bin mtools xorriso
 BUILD_PACKAGES = gcc libc6-dev libvirt-dev pkg-config python3-dev
 BENCH_PACKAGES = aria2 curl diffutils gcc gzip libc6-dev libssl-dev nginx-light openssl qemu-utils zstd \
   grub-common grub-pc-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system mtools qemu-system-x86 \
