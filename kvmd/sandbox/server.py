@@ -32,7 +32,8 @@ def serve(descriptor: int) -> None:
             answer = _answer(request, descriptors, connection)
         for fd in descriptors:  # whoever reads the answer may look whether anybody has the target open for writing
             os.close(fd)
-        connection.sendall(answer.encode())
+        with suppress(ConnectionError):  # nobody waits for it any more
+            connection.sendall(answer.encode())
 
 
 def _answer(request: Request, descriptors: list[int], connection: socket.socket) -> Answer:

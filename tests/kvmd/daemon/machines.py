@@ -16,11 +16,11 @@ from tests.support.waiting import eventually
 BOOT_S = 15.0
 
 
-def machine_host(folder: Path, url: str, libvirtd: Libvirtd, **machines: Any) -> Daemon:
+def machine_host(folder: Path, url: str, libvirtd: Libvirtd, *, pool_format: str = "keep", **machines: Any) -> Daemon:
     """Give a daemon whose only pool is libvirt's pool ``images``, and which makes machines under emulation."""
     tables = {
         "machines": {"uri": libvirtd.uri, "type": "qemu", "network": "none", **machines},
-        "pools": {"default": {"type": "libvirt", "uri": libvirtd.uri, "pool": "images"}},
+        "pools": {"default": {"type": "libvirt", "uri": libvirtd.uri, "pool": "images", "format": pool_format}},
     }
     return Daemon(folder, url, tables=tables)
 
