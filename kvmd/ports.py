@@ -339,10 +339,10 @@ class Sharing(Protocol):
         """Tell which other host makes the volume of that name; None where it is there, or nobody does."""
         ...
 
-    async def hold(self, placement: Placement) -> bool:
+    async def hold(self, placement: Placement, *, is_ours: bool) -> bool:
         """Note that this host needs that very volume until it is removed, and tell whether a kvmd has put it there.
 
-        Raises InUseError where it is taken away right now.
+        ``is_ours``: it was this one's. Raises InUseError where the volume is taken away right now.
         """
         ...
 

@@ -88,6 +88,7 @@ class Reconciler:
         """Reconcile for ever; cancelling it stops every session and keeps what is downloaded."""
         self._remember_times()
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._hold_what_is_ready())
             while True:
                 self._wake.clear()
                 try:
@@ -273,6 +274,17 @@ class Reconciler:
             self._running.pop(key, None)
             self._replicas.working.discard(key)
             self._wake.set()
+
+    async def _hold_what_is_ready(self) -> None:
+        """Note in shared pools what this host needs: it may have been ready before the pool was one."""
+        for replica in tuple(self._record.replicas.values()):
+            sharing = self._rules.shared.get(replica.key.pool)
+            if sharing is None or replica.placement is None or replica.status.state is not ReplicaState.READY:
+                continue
+            try:
+                await sharing.hold(replica.placement, is_ours=replica.is_ours)
+            except StoreError as exc:
+                log.warning("volume of a shared pool is not where it was", volume=replica.placement.path, exc=exc)
 
     async def _waits_for_another(
         self, task: Assignment, sharing: Sharing | None, on_progress: Callable[[Progress], None]

@@ -144,7 +144,7 @@ class Session:
     async def _held(self, before: State, ready: Ready, sharing: Sharing) -> Step:
         """Note that this host needs the volume, before it says that it is ready: the last host that does deletes it."""
         try:
-            is_made = await sharing.hold(ready.placement)
+            is_made = await sharing.hold(ready.placement, is_ours=not ready.is_adopted)
         except KvmdError as exc:
             return step(before, self._broken(exc), self._job.terms)
         return replace(ready, is_adopted=ready.is_adopted and not is_made), ()

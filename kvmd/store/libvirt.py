@@ -66,10 +66,10 @@ class LibvirtStore:
         now = await self._now()
         return await now.holder(name) if isinstance(now, ListedStore) else None
 
-    async def hold(self, placement: Placement) -> bool:
+    async def hold(self, placement: Placement, *, is_ours: bool) -> bool:
         """See the port ``Sharing``."""
         now = await self._now()
-        return await now.hold(placement) if isinstance(now, ListedStore) else False
+        return await now.hold(placement, is_ours=is_ours) if isinstance(now, ListedStore) else False
 
     async def remnants(self, *, unlocked_since: datetime) -> Sequence[Remnant]:
         """See the port ``Sweeper``."""

@@ -91,9 +91,9 @@ class ListedStore:
         """See the port ``Sharing``."""
         return await self._inner.holder(name) if isinstance(self._inner, SharedStore) else None
 
-    async def hold(self, placement: Placement) -> bool:
+    async def hold(self, placement: Placement, *, is_ours: bool) -> bool:
         """See the port ``Sharing``."""
-        return await self._inner.hold(placement) if isinstance(self._inner, SharedStore) else False
+        return await self._inner.hold(placement, is_ours=is_ours) if isinstance(self._inner, SharedStore) else False
 
     @property
     def _what(self) -> str:

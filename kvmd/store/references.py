@@ -14,7 +14,7 @@ from kvmd.core.placement import Placement
 from kvmd.errors import InUseError, KeptForOthersError
 from kvmd.log import get_logger
 from kvmd.store.calls import rename_noreplace
-from kvmd.store.leases import SHARED, new_token, open_shared
+from kvmd.store.leases import SHARED, host_mark, new_token, open_shared
 from kvmd.store.looking import placement_of
 from kvmd.store.staging import STAGING, open_folder
 
@@ -54,13 +54,16 @@ class References:
         finally:
             os.close(folder)
 
-    def hold(self, placement: Placement) -> bool:
-        """Note that this host needs the file of that name, and tell whether a kvmd made it. Raises InUseError where it is gone."""
+    def hold(self, placement: Placement, *, is_ours: bool) -> bool:
+        """Note that this host needs the file of that name, and tell whether a kvmd made it: this host's, or another.
+
+        Raises InUseError where the file is gone.
+        """
         name = Path(placement.path).name
         folder = open_shared(self._pool)
         try:
             about = [one for one in _all(folder, name) if one.is_of(placement)]
-            is_made = any(one.is_made for one in about)
+            is_made = is_ours or any(one.is_made for one in about)
             if not any(one.host == self._host for one in about):
                 self._write(folder, placement, is_made=is_made)
             if not self._is_there(placement):  # whoever looked before it was noted may have deleted it
@@ -97,6 +100,7 @@ class References:
         folder = open_shared(self._pool)
         pool = open_folder(self._pool)
         try:
+            self._finish(folder, pool, name)
             _unlink(folder, _file_of(name, self._host))
             self._check_unneeded(folder, placement)
             if not self._is_there(placement):
@@ -127,6 +131,17 @@ class References:
         os.unlink(away, dir_fd=folder)
         os.fsync(pool)
         return True
+
+    def _finish(self, folder: int, pool: int, name: str) -> None:
+        """Finish what a crash of this host left half done: a removal, or a reference."""
+        for left in os.listdir(folder):
+            if not left.startswith(f"{name}@{host_mark(self._host)}"):
+                continue
+            if left.endswith(".gone") and self._others(folder, name):
+                with suppress(FileExistsError):
+                    rename_noreplace(left, name, old_dir=folder, new_dir=pool)
+            if left.endswith((".gone", ".newref")):
+                _unlink(folder, left)
 
     def _check_unneeded(self, folder: int, placement: Placement) -> None:
         name = Path(placement.path).name

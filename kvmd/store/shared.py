@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,9 +97,10 @@ class SharedStore:
         """See the port ``Sharing``."""
         return await self._on_thread(f"looking who makes {self._path / name}", self._holder, name)
 
-    async def hold(self, placement: Placement) -> bool:
+    async def hold(self, placement: Placement, *, is_ours: bool) -> bool:
         """See the port ``Sharing``."""
-        return await self._on_thread(f"noting that {placement.path} is needed", self._references.hold, placement)
+        what = f"noting that {placement.path} is needed"
+        return await self._on_thread(what, partial(self._references.hold, placement, is_ours=is_ours))
 
     async def note_made(self, placement: Placement) -> None:
         """Note that this host is about to give the volume its name, and needs it."""

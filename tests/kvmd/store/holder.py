@@ -1,6 +1,7 @@
 """A host that makes the volume ``disk`` of a shared pool, and that stops or dies before its N-th system call.
 
-``python -m tests.kvmd.store.holder POOL N SIGSTOP`` prints how it ended, and the number of its calls. Once it is woken up it
+``python -m tests.kvmd.store.holder POOL N SIGSTOP`` prints how it ended, and the number of its calls; with LIKE_NFS in its
+environment its filesystem has no more than NFS has. Once it is woken up it
 first writes nonsense to whatever partial file it has open: as if blocks were still on their way to the disk.
 """
 
@@ -11,6 +12,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +21,7 @@ from pathlib import Path
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import StoreError
-from kvmd.store import staging
+from kvmd.store import calls, staging
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.shared import SharedStore
 from tests.kvmd.store.contract import CONTENT, ENTITY, SIZE, request
@@ -31,22 +33,26 @@ _QUARTER = SIZE // 4
 
 def stop_at(number: int, how: signal.Signals) -> Iterator[int]:
     """Send this process a signal before its N-th call; give the counter."""
-    calls = itertools.count(1)
+    count, is_named = itertools.count(1), threading.Event()
 
     def watched(real: Callable[..., object]) -> Callable[..., object]:
         def call(*arguments: object, **keywords: object) -> object:
-            if next(calls) == number:
+            if next(count) == number:
                 os.kill(os.getpid(), how)
                 signal.sigwait({signal.SIGCONT})
-                _write_late()
-            return real(*arguments, **keywords)
+                if not is_named.is_set():  # then all of it was on the disk before
+                    _write_late()
+            outcome = real(*arguments, **keywords)
+            if "disk" in arguments:
+                is_named.set()
+            return outcome
 
         return call
 
     for name in _CALLS:
         setattr(os, name, watched(getattr(os, name)))
     staging.rename_noreplace = watched(staging.rename_noreplace)
-    return calls
+    return count
 
 
 def _write_late() -> None:
@@ -55,6 +61,16 @@ def _write_late() -> None:
             if ".part" in str(Path(f"/proc/self/fd/{fd}").readlink()):
                 for offset in range(0, SIZE, 4096):
                     os.pwritev(int(fd), [b"\xee" * 4096], offset)
+
+
+def be_like_nfs() -> None:
+    """Refuse what NFS has not: renaming without replacing, and reserving space."""
+    real = calls._call
+
+    def call(name: str, *arguments: object) -> bool:
+        return name not in {"renameat2", "fallocate"} and real(name, *arguments)
+
+    calls._call = call
 
 
 async def make(pool: Path) -> str:
@@ -83,5 +99,7 @@ async def make(pool: Path) -> str:
 
 if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCONT})  # it wakes up all the same, and can be waited for
+    if os.environ.get("LIKE_NFS"):
+        be_like_nfs()
     counter = stop_at(int(sys.argv[2]), signal.Signals[sys.argv[3]])
     sys.stdout.write(f"{asyncio.run(make(Path(sys.argv[1])))} {next(counter)}\n")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kvmd.core.checkpoint import Checkpoint
+from kvmd.core.compression import Bounds, Compression
 from kvmd.core.lease import Lease, file_of
 from kvmd.core.overlay import Backing, overlay
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, InUseError, KeptForOthersError
+from kvmd.ports import Packing
 from kvmd.store.directory import DirectoryStore
+from kvmd.store.leases import new_token
 from kvmd.store.shared import SharedStore, SharedVolume
 from kvmwire.digest import Algorithm
 from tests.kvmd.mounts import tmpfs
@@ -223,8 +228,8 @@ async def test_without_room_for_a_copy_the_download_begins_anew(tmp_path: Path, 
 async def test_the_last_host_that_needs_a_volume_deletes_it(of_host: MakeStore, pool: Path) -> None:
     first, second = of_host("kvm01"), of_host("kvm02")
     placement = await make(first)
-    assert await first.hold(placement)
-    assert await second.hold(placement)
+    assert await first.hold(placement, is_ours=True)
+    assert await second.hold(placement, is_ours=False)
     with pytest.raises(KeptForOthersError, match="kvm02 needs it"):
         await first.remove(placement)
     assert (pool / "disk").exists()
@@ -239,7 +244,7 @@ async def test_a_file_that_no_host_has_made_is_known_as_such(of_host: MakeStore,
         store = of_host(host)
         found = await store.find("disk", known=None, algorithm=Algorithm.SHA_256)
         assert found is not None
-        assert not await store.hold(found.placement)
+        assert not await store.hold(found.placement, is_ours=False)
 
 
 async def test_a_volume_that_was_taken_away_cannot_be_held(of_host: MakeStore, pool: Path) -> None:
@@ -247,7 +252,7 @@ async def test_a_volume_that_was_taken_away_cannot_be_held(of_host: MakeStore, p
     placement = await make(first)
     await first.remove(placement)
     with pytest.raises(InUseError, match="takes it away"):
-        await second.hold(placement)
+        await second.hold(placement, is_ours=False)
     assert list((pool / ".kvmd" / "shared").iterdir()) == []
 
 
@@ -258,6 +263,57 @@ async def test_a_reference_that_cannot_be_read_counts(of_host: MakeStore, pool: 
     with pytest.raises(KeptForOthersError) as caught:
         await store.remove(placement)
     assert str(pool / ".kvmd" / "shared" / "disk@kvm09.ref") in caught.value.hint
+
+
+@pytest.mark.parametrize("is_needed", [True, False])
+async def test_a_removal_that_a_crash_cut_off_is_finished(of_host: MakeStore, pool: Path, *, is_needed: bool) -> None:
+    first, second = of_host("kvm01"), of_host("kvm02")
+    placement = await make(first)
+    if is_needed:
+        await second.hold(placement, is_ours=False)
+    shared = pool / ".kvmd" / "shared"
+    (pool / "disk").rename(shared / f"disk@{new_token('kvm01')}.gone")
+    (shared / f"disk@{new_token('kvm01')}.newref").touch()
+    if is_needed:
+        with pytest.raises(KeptForOthersError):
+            await first.remove(placement)
+    else:
+        assert not await first.remove(placement)
+    assert (pool / "disk").exists() == is_needed
+    assert staged(pool) == []
+
+
+async def test_what_was_ready_before_the_pool_was_shared_is_deleted_by_its_last_host(
+    of_host: MakeStore, pool: Path, executor: ThreadPoolExecutor
+) -> None:
+    placement = await make(DirectoryStore("pool", pool, executor=executor))
+    first, second = of_host("kvm01"), of_host("kvm02")
+    assert await first.hold(placement, is_ours=True)
+    assert await second.hold(placement, is_ours=False)
+    with pytest.raises(KeptForOthersError):
+        await first.remove(placement)
+    assert await second.remove(placement)
+
+
+async def test_a_compressed_download_is_gone_on_from(of_host: MakeStore, pool: Path) -> None:
+    packed = gzip.compress(CONTENT, mtime=0)
+    packing = Packing(Compression.GZIP, Bounds.of(max_size=0, max_virtual_size=0, ratio=0), Algorithm.SHA_256)
+    wanted = replace(request(size=len(packed)), packing=packing)
+    half = len(packed) // 2
+    volume = await of_host("kvm01").open(wanted)
+    await volume.write(0, packed[:half])
+    entity = replace(ENTITY, size=len(packed))
+    await volume.save(Checkpoint(entity, stored=RangeSet((ByteRange(0, half),))))
+    await volume.close(discard=False)
+    assert [name.rpartition(".")[2] for name in staged(pool)] == ["idle", "json"]
+    volume = await of_host("kvm02").open(wanted)
+    assert volume.checkpoint is not None
+    await volume.write(half, packed[half:])
+    await volume.seal(len(packed))
+    await volume.commit()
+    await volume.close(discard=False)
+    assert (pool / "disk").read_bytes() == CONTENT
+    assert [name for name in staged(pool) if name != "disk.record"] == []
 
 
 async def test_discarding_leaves_what_other_hosts_have_downloaded(of_host: MakeStore, pool: Path) -> None:
@@ -275,7 +331,7 @@ async def test_a_disk_of_the_pool_keeps_no_volume_that_stays_anyway(of_host: Mak
     disk = pool / "vm.qcow2"
     disk.write_bytes(overlay(1 << 30, Backing(placement.path, "raw")))
     assert list(await first.dependents(placement.path)) == [str(disk)]
-    await second.hold(placement)
+    await second.hold(placement, is_ours=False)
     assert list(await first.dependents(placement.path)) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -27,40 +28,46 @@ SHORT_STEP = 9
 AT_ONCE = 4
 
 
+Stopping = tuple[signal.Signals, bool]
+"""How, and whether the holder's filesystem is like NFS."""
+STOPPINGS = [(signal.SIGSTOP, True), (signal.SIGKILL, False)]
+MORE = [(signal.SIGSTOP, False), (signal.SIGKILL, True)]
+
+
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
-async def test_a_holder_that_stops_anywhere_harms_nothing(tmp_path: Path, how: signal.Signals) -> None:
-    await stop_everywhere(tmp_path, how, step=SHORT_STEP)
+@pytest.mark.parametrize("stopping", STOPPINGS)
+async def test_a_holder_that_stops_anywhere_harms_nothing(tmp_path: Path, stopping: Stopping) -> None:
+    await stop_everywhere(tmp_path, stopping, step=SHORT_STEP)
 
 
 @pytest.mark.system
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
-async def test_a_holder_that_stops_at_any_call_harms_nothing(tmp_path: Path, how: signal.Signals) -> None:
-    await stop_everywhere(tmp_path, how, step=1)
+@pytest.mark.parametrize("stopping", STOPPINGS + MORE)
+async def test_a_holder_that_stops_at_any_call_harms_nothing(tmp_path: Path, stopping: Stopping) -> None:
+    await stop_everywhere(tmp_path, stopping, step=1)
 
 
-async def stop_everywhere(folder: Path, how: signal.Signals, *, step: int) -> None:
+async def stop_everywhere(folder: Path, stopping: Stopping, *, step: int) -> None:
     """Count the calls of an undisturbed run, and disturb one run at each."""
-    async with holding(folder / "undisturbed", number=0, how=how) as holder:
+    async with holding(folder / "undisturbed", 0, stopping) as holder:
         ended, calls = await outcome(holder)
     assert ended == "ready"
     assert calls > 60
     free = asyncio.Semaphore(AT_ONCE)
     async with asyncio.TaskGroup() as group:
         for number in range(1, calls, step):
-            group.create_task(disturbed(folder / str(number), number, how, free))
+            group.create_task(disturbed(folder / str(number), number, stopping, free))
 
 
-async def disturbed(pool: Path, number: int, how: signal.Signals, free: asyncio.Semaphore) -> None:
+async def disturbed(pool: Path, number: int, stopping: Stopping, free: asyncio.Semaphore) -> None:
     """Stop one run at a call, let another host make the volume, and wake the first one up."""
-    async with free, holding(pool, number=number, how=how) as holder:
+    async with free, holding(pool, number, stopping) as holder:
         await stopped(holder)
         is_there = (pool / "disk").exists()
         await succeed(pool)
         inode = (pool / "disk").stat().st_ino
         assert (pool / "disk").read_bytes() == CONTENT
-        if how is signal.SIGSTOP:
+        if stopping[0] is signal.SIGSTOP:
             with suppress(ProcessLookupError):  # the last calls are not the same in every run
                 holder.send_signal(signal.SIGCONT)
             ended, _ = await outcome(holder)
@@ -73,11 +80,13 @@ async def disturbed(pool: Path, number: int, how: signal.Signals, free: asyncio.
 
 
 @asynccontextmanager
-async def holding(pool: Path, *, number: int, how: signal.Signals) -> AsyncGenerator[Process, None]:
+async def holding(pool: Path, number: int, stopping: Stopping) -> AsyncGenerator[Process, None]:
     """Run a host that stops itself."""
     pool.mkdir()
+    how, is_like_nfs = stopping
     words = ("-m", "tests.kvmd.store.holder", pool, str(number), how.name)
-    holder = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=PIPE)
+    env = {**os.environ, **({"LIKE_NFS": "1"} if is_like_nfs else {})}
+    holder = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=PIPE, env=env)
     try:
         yield holder
     finally:
@@ -125,4 +134,4 @@ async def succeed(pool: Path) -> None:
             await volume.close(discard=False)
             await store.discard("disk")
         assert found.placement.digest == digest(CONTENT)
-        await store.hold(found.placement)
+        await store.hold(found.placement, is_ours=False)
