@@ -17,6 +17,7 @@ from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.garbage import Remnant
 from kvmd.core.placement import Placement, Stored
 from kvmd.errors import ExistsError, InUseError, NoSpaceError, StoreError
+from kvmd.log import get_logger
 from kvmd.ports import Holder, VolumeRequest
 from kvmd.store.calls import translated
 from kvmd.store.directory import DirectoryStore
@@ -27,6 +28,8 @@ from kvmd.store.references import References
 from kvmd.store.wrapped import WrappedVolume
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolStatus
+
+log = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -52,7 +55,7 @@ class SharedStore:
         try:
             inner = await self._go_on(own)
         except BaseException:
-            await asyncio.shield(self._on_thread("letting go", self._let_go, own, holding))
+            await self.end(own, holding)
             raise
         return SharedVolume(inner, own, holding, store=self)
 
@@ -115,10 +118,12 @@ class SharedStore:
         return await self._on_thread("looking at a lease", holding.confirm)
 
     async def end(self, request: VolumeRequest, holding: Holding) -> None:
-        """Let others go on with what was downloaded, whose files are closed."""
-        await asyncio.shield(
-            self._on_thread(f"letting go of {self._path / request.name}", self._let_go, request, holding)
-        )
+        """Let others go on with what was downloaded, whose files are closed. Where that fails the lease ends by itself."""
+        what = f"letting go of {self._path / request.name}"
+        try:
+            await asyncio.shield(self._on_thread(what, self._let_go, request, holding))
+        except StoreError as exc:
+            log.warning("partial volume was not let go", volume=str(self._path / request.name), exc=exc)
 
     async def _take(self, name: str) -> Holding:
         what = f"taking the lease of {self._path / name}"
