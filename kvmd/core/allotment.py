@@ -10,7 +10,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,17 +29,18 @@ _DIGITS = tuple("0123456789")
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A volume as libvirt told of it. ``pool`` is the pool's UUID, ``extent`` where it lies on its disk; ``capacity`` is bytes.
+    """A volume as libvirt told of it. ``pool`` is the pool's UUID, ``capacity`` is bytes.
 
-    Two that are equal are the same volume, as far as libvirt can tell.
+    ``key`` is what no other volume has: libvirt's, or of a partition the one in its table; empty where it has none, and then it is
+    never kvmd's. ``start`` is where a partition begins. Two that are equal are the same volume; names of devices change at a boot.
     """
 
     pool: str
-    volume: str
+    volume: str = field(compare=False)
     key: str
-    path: str
+    path: str = field(compare=False)
     capacity: int
-    extent: str = ""
+    start: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +92,14 @@ Note = Intention | Vacant | Holding
 _KINDS: dict[str, type[Note]] = {"intention": Intention, "vacant": Vacant, "holding": Holding}
 
 
-def volume_of(note: Note) -> str:
-    """Name the volume that the note is about, as libvirt does."""
-    return note.volume if isinstance(note, Intention) else note.slot.volume
+def subject(note: Note) -> str:
+    """Name what the note is about: of two about one subject the later replaces the other."""
+    told = (
+        f"intention {note.pool} {note.volume}"
+        if isinstance(note, Intention)
+        else f"volume {note.slot.pool} {note.slot.key}"
+    )
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def encode(note: Note) -> bytes:
@@ -140,8 +146,16 @@ def rounded(size: int) -> int:
 
 
 def held(notes: Iterable[Note], name: str, slots: Collection[Slot]) -> Holding | None:
-    """Give the note that tells which volume has the name: only one whose very volume is there is believed."""
-    found = [note for note in notes if isinstance(note, Holding) and note.name == name and note.slot in slots]
+    """Give the note that tells which volume has the name: only one whose very volume is there is believed.
+
+    Its slot is as libvirt tells now.
+    """
+    now = {slot: slot for slot in slots if slot.key}
+    found = [
+        replace(note, slot=now[note.slot])
+        for note in notes
+        if isinstance(note, Holding) and note.name == name and note.slot in now
+    ]
     return max(found, key=lambda note: note.placed_ns, default=None)
 
 

@@ -62,12 +62,11 @@ def block_pool(connect: virConnect, name: str, *, is_fresh: bool = True) -> Bloc
         pool.refresh(0)
         facts = active_pool(connect, name)
     tree = ET.fromstring(pool.XMLDesc(0))  # noqa: S314 - libvirt's own words
-    uuid = pool.UUIDString()
-    described = [_described(one, uuid) for one in pool.listAllVolumes(0)]
+    described = [_described(one, pool) for one in pool.listAllVolumes(0)]
     extents = [int(one.get("end", 0)) - int(one.get("start", 0)) for one in tree.iter("freeExtent")]
     return BlockPool(
         name=name,
-        uuid=uuid,
+        uuid=pool.UUIDString(),
         type=facts.type,
         device=_device(tree),
         slots=[slot for slot, _ in described],
@@ -79,7 +78,7 @@ def block_pool(connect: virConnect, name: str, *, is_fresh: bool = True) -> Bloc
     )
 
 
-def create_volume(connect: virConnect, pool: str, name: str, size: int) -> Slot:
+def create_volume(connect: virConnect, pool: str, name: str, size: int) -> None:
     """Make a volume of at least ``size`` bytes. Raises ExistsError where one has the name, or libvirtError."""
     storage = connect.storagePoolLookupByName(pool)
     if _lookup(storage, name) is not None:
@@ -88,10 +87,7 @@ def create_volume(connect: virConnect, pool: str, name: str, size: int) -> Slot:
     ET.SubElement(volume, "name").text = name
     for what in ("capacity", "allocation"):
         ET.SubElement(volume, what, unit="bytes").text = str(size)
-    made = storage.createXML(ET.tostring(volume, encoding="unicode"), 0)
-    storage.refresh(0)  # what it tells of a partition right after making it lacks the place
-    found = _lookup(storage, made.name())
-    return _described(found or made, storage.UUIDString())[0]
+    storage.createXML(ET.tostring(volume, encoding="unicode"), 0)
 
 
 def delete_volume(connect: virConnect, pool: str, slot: Slot) -> bool:
@@ -102,7 +98,7 @@ def delete_volume(connect: virConnect, pool: str, slot: Slot) -> bool:
     libvirt = load_libvirt()
     storage = connect.storagePoolLookupByName(pool)
     volume = _lookup(storage, slot.volume)
-    if volume is None or _described(volume, storage.UUIDString())[0] != slot:
+    if volume is None or not _is_same(_described(volume, storage)[0], slot):
         return True
     try:
         volume.delete(0)
@@ -130,24 +126,35 @@ def server_of(connect: virConnect, name: str) -> Server:
     )
 
 
+def _is_same(there: Slot, slot: Slot) -> bool:
+    """Whether it is the volume, as far as libvirt tells: it knows nothing of the keys of partitions."""
+    return (there.capacity, there.start) == (slot.capacity, slot.start) and (
+        slot.start is not None or there.key == slot.key
+    )
+
+
 def _device(tree: ET.Element) -> str:
     device = tree.find("source/device")
     return "" if device is None else device.get("path", "")
 
 
-def _described(volume: virStorageVol, pool: str) -> tuple[Slot, str]:
-    """Give the volume, and the path of the one that it reads from."""
+def _described(volume: virStorageVol, pool: virStoragePool) -> tuple[Slot, str]:
+    """Give the volume, and the path of the one that it reads from. A partition gets no key here: libvirt takes its path for it."""
     tree = ET.fromstring(volume.XMLDesc(0))  # noqa: S314 - libvirt's own words
-    extents = [f"{one.get('start')}-{one.get('end')}" for one in tree.findall("source/device/extent")]
+    extent = tree.find("source/device/extent") if _type(pool) in NUMBERED else None
     slot = Slot(
-        pool=pool,
+        pool=pool.UUIDString(),
         volume=volume.name(),
-        key=volume.key(),
+        key=volume.key() if _type(pool) not in NUMBERED else "",
         path=volume.path(),
         capacity=int(tree.findtext("capacity", "0")),
-        extent=",".join(extents),
+        start=None if extent is None else int(extent.get("start", "0")),
     )
     return slot, tree.findtext("backingStore/path", "")
+
+
+def _type(pool: virStoragePool) -> str:
+    return ET.fromstring(pool.XMLDesc(0)).get("type", "")  # noqa: S314 - libvirt's own words
 
 
 def _lookup(pool: virStoragePool, name: str) -> virStorageVol | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -21,8 +23,9 @@ from kvmd.core.allotment import (
     partition_name,
     rounded,
     superseded,
-    volume_of,
 )
+from kvmd.core.partitioning import HEAD, partition_ids
+from kvmd.core.placement import Placement
 from kvmd.errors import ExistsError, NoSpaceError, PoolMissingError, StoreIoError
 from kvmd.hypervisor.connection import CALL_S, Connection
 from kvmd.hypervisor.pools import FIXED, NUMBERED
@@ -48,19 +51,22 @@ class Allotter:
         self._units = frozenset(units)
         self._executor = executor
         self._claiming = asyncio.Lock()
-        self._worked_on: set[str] = set()
+        self._worked_on: set[Slot] = set()
 
     async def look(self, *, is_fresh: bool = True, timeout_s: float = CALL_S) -> BlockPool:
         """Describe the pool. Raises PoolMissingError, also where libvirt cannot look at it: its storage cannot be reached."""
         work = partial(block_pool, name=self._pool, is_fresh=is_fresh)
-        return await self._connection.call(work, what=self._what, timeout_s=timeout_s, otherwise=PoolMissingError)
+        pool = await self._connection.call(work, what=self._what, timeout_s=timeout_s, otherwise=PoolMissingError)
+        return pool if pool.type not in NUMBERED else await self._on_thread(_with_keys, pool)
 
     async def holding(self, name: str, pool: BlockPool) -> Holding | None:
         """Give what has the name. Raises ExistsError where a volume has it that is not kvmd's."""
         notes = await self._read()
         found = held(notes, name, pool.slots)
+        if found is not None and found not in notes:
+            await self._write(found)  # the device is called otherwise since the last boot
         if found is None and pool.type not in FIXED | NUMBERED:
-            known = {volume_of(note) for note in notes}
+            known = {note.volume if isinstance(note, Intention) else note.slot.volume for note in notes}
             taken = next((slot for slot in pool.slots if slot.volume == name and name not in known), None)
             if taken is not None:
                 raise ExistsError(
@@ -69,12 +75,12 @@ class Allotter:
                 )
         return found
 
-    async def holding_at(self, path: str, pool: BlockPool) -> Holding | None:
-        """Give what the volume of that path holds."""
+    async def holding_of(self, placement: Placement, pool: BlockPool) -> Holding | None:
+        """Give what the volume of that placement holds, whatever its device is called by now."""
         notes = await self._read()
-        names = {note.name for note in notes if isinstance(note, Holding) and note.slot.path == path}
+        names = {note.name for note in notes if isinstance(note, Holding) and note.placement().inode == placement.inode}
         found = (held(notes, name, pool.slots) for name in names)
-        return next((one for one in found if one is not None and one.slot.path == path), None)
+        return next((one for one in found if one and one.placement().inode == placement.inode), None)
 
     async def names_at(self, volume: str) -> set[str]:
         """Give kvmd's names of what libvirt's volume of that name holds."""
@@ -91,18 +97,19 @@ class Allotter:
                 if pool.type in FIXED:
                     raise self._full(size, max((one.capacity for one in free), default=0))
                 slot = await self._make(await self._tidied(pool, self._vacant(pool, notes)), name, size)
-            await self._write(Vacant(slot))
-            self._worked_on.add(slot.volume)
+            else:
+                await self._write(Vacant(slot))
+            self._worked_on.add(slot)
             return slot
 
     async def hold(self, holding: Holding) -> None:
         """Note what a claimed volume holds: from now on it counts. The volumes that had the name before are given back."""
         await self._write(holding)
-        self._worked_on.discard(holding.slot.volume)
+        self._worked_on.discard(holding.slot)
 
     def let_go(self, slot: Slot) -> None:
         """Hand back a claimed volume that holds nothing; it is used again, or deleted, by the next claim."""
-        self._worked_on.discard(slot.volume)
+        self._worked_on.discard(slot)
 
     async def vacate(self, holding: Holding) -> None:
         """Have what it holds not count any more, and give the volume back to the pool."""
@@ -114,7 +121,7 @@ class Allotter:
     async def vacate_superseded(self, pool: BlockPool) -> None:
         """Give back the volumes whose names later ones have."""
         for old in superseded(await self._read(), pool.slots):
-            if old.slot.volume not in self._worked_on:
+            if old.slot not in self._worked_on:
                 await self.vacate(old)
 
     async def expect_room(self, pool: BlockPool, name: str, size: int) -> None:
@@ -144,7 +151,7 @@ class Allotter:
             return [
                 slot
                 for slot in pool.slots
-                if slot.volume in self._units - self._worked_on and slot not in holding and slot.capacity > 0
+                if slot.volume in self._units and slot not in holding | self._worked_on and slot.capacity > 0
             ]
         vacant = self._vacant(pool, notes)
         return vacant if pool.type in NUMBERED else [one for one in vacant if one.volume.split("+")[0] == name]
@@ -152,21 +159,20 @@ class Allotter:
     def _vacant(self, pool: BlockPool, notes: Sequence[Note]) -> list[Slot]:
         """Give the volumes that are kvmd's, hold nothing, and are not worked on."""
         noted = {note.slot for note in notes if isinstance(note, Vacant)}
-        return [slot for slot in pool.slots if slot in noted and slot.volume not in self._worked_on]
+        return [slot for slot in pool.slots if slot.key and slot in noted - self._worked_on]
 
     async def _settled(self, pool: BlockPool) -> Sequence[Note]:
         """Give the notes after what a crash left open is decided: a volume that was to be made is there, and kvmd's, or is not."""
-        settled: list[Note] = []
-        for note in await self._read():
-            if not isinstance(note, Intention) or note.volume in self._worked_on:
-                settled.append(note)
-                continue
-            made = next((slot for slot in pool.slots if note.covers(slot)), None)
-            if made is None:
-                await self._forget(note.volume)
-            else:
-                settled.append(Vacant(made))
-                await self._write(Vacant(made))
+        notes = await self._read()
+        settled = [note for note in notes if not isinstance(note, Intention)]
+        known = {note.slot for note in settled}
+        for note in notes:
+            if isinstance(note, Intention):
+                made = next((slot for slot in pool.slots if slot.key and note.covers(slot)), None)
+                if made is not None and made not in known:
+                    await self._write(Vacant(made))
+                    settled.append(Vacant(made))
+                await self._forget(note)
         return settled
 
     async def _tidied(self, pool: BlockPool, vacant: Sequence[Slot]) -> BlockPool:
@@ -179,23 +185,29 @@ class Allotter:
             raise self._full(size, pool.room)
         taken = {slot.volume for slot in pool.slots}
         volume = partition_name(pool.device, taken) if pool.type in NUMBERED else free_name(name, taken)
-        await self._write(Intention(pool.uuid, volume, rounded(size)))
+        intention = Intention(pool.uuid, volume, rounded(size))
+        await self._write(intention)
         work = partial(create_volume, pool=self._pool, name=volume, size=rounded(size))
-        slot = await self._connection.call(work, what=f"making volume {volume} in pool {self._name}")
-        if slot.capacity < size:
+        await self._connection.call(work, what=f"making volume {volume} in pool {self._name}")
+        made = [slot for slot in (await self.look()).slots if slot.key and intention.covers(slot)]
+        if not made:
             raise StoreIoError(
-                f"volume {slot.path}: {rounded(size)} bytes were asked for, and libvirt made it with {slot.capacity}."
+                f"volume {volume} of pool {self._name}: {rounded(size)} bytes were asked for; libvirt made none of this size that can "
+                "be recognised again.",
+                hint=f"Look at virsh vol-list {self._pool} --details. A partition table must be gpt or msdos.",
             )
-        return slot
+        await self._write(Vacant(made[0]))
+        await self._forget(intention)
+        return made[0]
 
     async def _delete(self, slot: Slot, pool: BlockPool) -> bool:
         """Delete an own volume where that can be; tell whether it is gone. Else it stays kvmd's, and is used again."""
         if pool.type in FIXED:
-            await self._forget(slot.volume)
+            await self._forget(Vacant(slot))
             return False
         work = partial(delete_volume, pool=self._pool, slot=slot)
         if await self._connection.call(work, what=f"deleting {slot.path}"):
-            await self._forget(slot.volume)
+            await self._forget(Vacant(slot))
             return True
         log.warning("libvirt cannot delete the volume; it is used again", volume=slot.path)
         await self.look()  # libvirt has forgotten what else is there
@@ -215,9 +227,18 @@ class Allotter:
     async def _write(self, note: Note) -> None:
         await self._on_thread(self._notes.write, note)
 
-    async def _forget(self, volume: str) -> None:
-        await self._on_thread(self._notes.forget, volume)
+    async def _forget(self, note: Note) -> None:
+        await self._on_thread(self._notes.forget, note)
 
     async def _on_thread(self, work: Callable[..., T], *arguments: object) -> T:
-        with translated(f"the notes of pool {self._name}"):
+        with translated(f"the notes of pool {self._name}, or its disk"):
             return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+
+def _with_keys(pool: BlockPool) -> BlockPool:
+    """Give the partitions the keys that their table has for them."""
+    with Path(pool.device).open("rb") as disk:
+        os.posix_fadvise(disk.fileno(), 0, HEAD, os.POSIX_FADV_DONTNEED)
+        ids = partition_ids(disk.read(HEAD))
+    keyed = [replace(slot, key=ids.get(-1 if slot.start is None else slot.start, "")) for slot in pool.slots]
+    return replace(pool, slots=keyed)

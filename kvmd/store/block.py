@@ -100,7 +100,7 @@ class BlockStore:
     async def reread(self, placement: Placement, *, rate: int) -> Placement | None:
         """See the port ``Keeper``."""
         pool = await self._allotter.look()
-        holding = await self._allotter.holding_at(placement.path, pool)
+        holding = await self._allotter.holding_of(placement, pool)
         if holding is None:
             return None
         server, algorithm = await self._server(pool), placement.digest.algorithm
@@ -115,7 +115,7 @@ class BlockStore:
     async def remove(self, placement: Placement) -> bool:
         """See the port. A volume that libvirt cannot delete stays kvmd's, and is overwritten by another one."""
         pool = await self._allotter.look()
-        holding = await self._allotter.holding_at(placement.path, pool)
+        holding = await self._allotter.holding_of(placement, pool)
         if holding is None or not holding.placement().is_same_file(placement):
             return False
         server = await self._server(pool)

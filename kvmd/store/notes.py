@@ -6,9 +6,8 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote
 
-from kvmd.core.allotment import Note, decode, encode, volume_of
+from kvmd.core.allotment import Note, decode, encode, subject
 
 _END = ".json"
 _MAX = 64 * 1024
@@ -33,8 +32,8 @@ class Notes:
         return found
 
     def write(self, note: Note) -> None:
-        """Put it in place of the one about the same volume, durably."""
-        path = self._path(volume_of(note))
+        """Put it in place of the one about the same subject, durably."""
+        path = self._path(note)
         if not self._folder.is_dir():
             self._folder.mkdir(mode=_MODE, parents=True)
             _sync(self._folder.parent)
@@ -47,14 +46,14 @@ class Notes:
         new.rename(path)
         _sync(self._folder)
 
-    def forget(self, volume: str) -> None:
-        """Delete what is noted of a volume, durably."""
-        self._path(volume).unlink(missing_ok=True)
+    def forget(self, note: Note) -> None:
+        """Delete what is noted about its subject, durably."""
+        self._path(note).unlink(missing_ok=True)
         with suppress(FileNotFoundError):
             _sync(self._folder)
 
-    def _path(self, volume: str) -> Path:
-        return self._folder / f"{quote(volume, safe='')}{_END}"
+    def _path(self, note: Note) -> Path:
+        return self._folder / f"{subject(note)}{_END}"
 
 
 def _sync(folder: Path) -> None:

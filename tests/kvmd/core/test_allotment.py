@@ -22,6 +22,7 @@ from kvmd.core.allotment import (
     held,
     partition_name,
     rounded,
+    subject,
     superseded,
 )
 from kvmd.core.compression import Compression
@@ -30,7 +31,7 @@ from kvmwire.digest import Algorithm, Digest
 
 DIGEST = Digest(Algorithm.SHA_256, "ab" * 32)
 texts = st.text(min_size=1, max_size=20)
-slots = st.builds(Slot, texts, texts, texts, texts, st.integers(0, 1 << 50), st.text(max_size=20))
+slots = st.builds(Slot, texts, texts, texts, texts, st.integers(0, 1 << 50), st.none() | st.integers(0, 1 << 50))
 provenances = st.none() | st.builds(
     Provenance,
     served=st.just((DIGEST,)),
@@ -56,7 +57,7 @@ notes: st.SearchStrategy[Note] = st.one_of(
 
 def slot(volume: str = "vda1", *, capacity: int = 1 << 20, pool: str = "p") -> Slot:
     """Describe a volume."""
-    return Slot(pool, volume, f"/dev/{volume}", f"/dev/{volume}", capacity, "0-1")
+    return Slot(pool, volume, f"key of {volume}", f"/dev/{volume}", capacity, 17408)
 
 
 def holding(where: Slot, *, name: str = "disk", placed_ns: int = 1) -> Holding:
@@ -106,13 +107,20 @@ def test_only_a_volume_that_is_there_as_it_was_is_believed() -> None:
     assert held([holding(one)], "disk", [one]) == holding(one)
     assert held([holding(one)], "other", [one]) is None
     assert held([Vacant(one)], "disk", [one]) is None
-    for changed in (
-        replace(one, capacity=5),
-        replace(one, key="k"),
-        replace(one, pool="q"),
-        replace(one, extent="1-2"),
-    ):
+    for changed in (replace(one, capacity=5), replace(one, key="k"), replace(one, pool="q"), replace(one, start=0)):
         assert held([holding(one)], "disk", [changed]) is None
+    nameless = replace(one, key="")
+    assert held([holding(nameless)], "disk", [nameless]) is None, "what cannot be recognised is not believed"
+
+
+def test_a_volume_is_known_again_when_its_device_is_called_otherwise_since_a_boot() -> None:
+    one = slot()
+    now = replace(one, volume="vdb1", path="/dev/vdb1")
+    found = held([holding(one)], "disk", [now])
+    assert found is not None
+    assert found.placement().path == "/dev/vdb1"
+    assert found.placement().is_same_file(holding(one).placement())
+    assert subject(found) == subject(holding(one)) == subject(Vacant(now))
 
 
 def test_of_two_volumes_with_a_name_the_later_counts_and_the_other_is_superseded() -> None:

@@ -97,7 +97,7 @@ class StoreContract:
         begun = time.monotonic()
         assert await store.reread(placement, rate=2 * SIZE) == placement
         assert time.monotonic() - begun >= 0.2  # half a second, of which a quarter may go at once
-        gone = replace(placement, path=f"{placement.path}-gone")
+        gone = replace(placement, path=f"{placement.path}-gone", inode=placement.inode + 1)
         assert await store.reread(gone, rate=0) is None
 
     async def test_written_sealed_and_committed_bytes_are_the_volume(

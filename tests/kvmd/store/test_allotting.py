@@ -86,10 +86,10 @@ async def test_what_is_given_back_is_deleted(allotter: Allotter) -> None:
 
 
 async def test_a_volume_of_somebody_elses_with_the_name_is_left(allotter: Allotter, connection: Connection) -> None:
-    theirs = await connection.call(partial(create_volume, pool="vg0", name="deb12", size=MIB), what="test")
+    await connection.call(partial(create_volume, pool="vg0", name="deb12", size=MIB), what="test")
     with pytest.raises(ExistsError, match="kvmd did not make it; it was left as it is"):
         await allotter.holding("deb12", await allotter.look())
-    assert theirs in (await allotter.look()).slots
+    assert await volumes(allotter) == {"deb12"}
 
 
 async def test_a_volume_that_a_crash_left_half_made_is_kvmds(
@@ -98,9 +98,10 @@ async def test_a_volume_that_a_crash_left_half_made_is_kvmds(
     (tmp_path / "notes").mkdir()
     pool = await allotter.look()
     (tmp_path / "notes" / "deb12.json").write_bytes(encode(Intention(pool.uuid, "deb12", MIB)))
-    made = await connection.call(partial(create_volume, pool="vg0", name="deb12", size=MIB), what="test")
+    await connection.call(partial(create_volume, pool="vg0", name="deb12", size=MIB), what="test")
     assert await allotter.holding("deb12", await allotter.look()) is None
-    assert await allotter.claim("deb12", MIB) == made
+    assert (await allotter.claim("deb12", MIB)).volume == "deb12"
+    assert await volumes(allotter) == {"deb12"}
 
 
 async def test_a_pool_without_room_says_how_much_there_is(allotter: Allotter) -> None:

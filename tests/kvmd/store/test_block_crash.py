@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kvmd.core.allotment import Holding, Intention, Note, Slot, Vacant, encode
+from kvmd.core.allotment import Holding, Intention, Note, Vacant, encode, subject
 from kvmd.errors import ExistsError, HypervisorUnreachableError, PoolMissingError
 from kvmd.store import patience
 from kvmd.store.block import NOTES, BlockStore
@@ -99,8 +100,8 @@ def put(staging: Path, *all_notes: Note) -> None:
     """Leave notes, as a crash does."""
     folder = staging / NOTES
     folder.mkdir(parents=True, exist_ok=True)
-    for number, note in enumerate(all_notes):
-        (folder / f"{number}.json").write_bytes(encode(note))
+    for note in all_notes:
+        (folder / f"{subject(note)}.json").write_bytes(encode(note))
 
 
 def uuid(libvirtd: Libvirtd, pool: BlockPool) -> str:
@@ -141,14 +142,15 @@ async def test_a_note_of_another_pool_or_volume_is_not_believed(
     (holding,) = holdings(staging).values()
     slot = holding.slot
     others = [
-        Slot("another-pool", slot.volume, slot.key, slot.path, slot.capacity, slot.extent),
-        Slot(slot.pool, slot.volume, slot.key, slot.path, slot.capacity + 512, slot.extent),
+        replace(slot, pool="another-pool"),
+        replace(slot, capacity=slot.capacity + 512),
+        replace(slot, key="a partition of another disk"),
     ]
     for other in others:
         for path in (staging / NOTES).glob("*"):
             path.unlink()
         fields = (holding.name, holding.part, holding.size, holding.digest, holding.placed_ns, holding.sample)
-        put(staging, Holding(other, *fields), Vacant(other))
+        put(staging, Holding(other, *fields))
         assert await store.find("disk", known=placement, algorithm=Algorithm.SHA_256) is None
         assert not await store.remove(placement)
         assert (await make(store, "new", key="a" * 16)).path != slot.path
@@ -171,12 +173,10 @@ async def test_an_old_volume_whose_successor_is_ready_is_given_back(
     old = await make(store)
     (first,) = holdings(staging).values()
     new = await make(store, content=raw(SIZE, seed=5), replaces=old)
-    folder = staging / NOTES
-    (folder / "left.json").write_bytes(encode(first))  # as if the crash had come before it was given back
+    put(staging, first)  # as if the crash had come before it was given back
     found = await store.find("disk", known=new, algorithm=Algorithm.SHA_256)
     assert found is not None
     assert found.placement == new
-    (folder / "left.json").unlink()
     assert [note.name for note in notes(staging) if isinstance(note, Holding)] == ["disk"]
     assert libvirtd.volumes(pool.name)
 
