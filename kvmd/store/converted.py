@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from kvmd.core.placement import Stored
 from kvmd.errors import ConvertError
-from kvmd.store.calls import allocate
+from kvmd.store.calls import allocate, filesystem_type, network_filesystem
 from kvmd.store.hashing import digest_file
 from kvmd.store.looking import image_of, placement_of
 from kvmd.store.staging import PartialFiles
@@ -78,7 +78,8 @@ class RawFile:
         try:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)  # which the kernel grants only where nobody can write
         except OSError as exc:
-            if exc.errno == errno.EAGAIN:
+            # A file server may refuse for reasons of its own: NFS 4 without a delegation.
+            if exc.errno == errno.EAGAIN and network_filesystem(filesystem_type(fd)) is None:
                 raise ConvertError(
                     "what converted the image has left something behind that could still write to it; it was discarded.",
                     hint="Do not use this image: it may have taken over qemu-img.",
