@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 from kvmwire.codes import WireError
 from kvmwire.digest import Digest
 from kvmwire.headers import check_header_name, check_header_value
+from kvmwire.images import ChecksumOf, ImageFormat
 from kvmwire.names import EventId, Name
 from kvmwire.origins import OriginPattern
 from kvmwire.signing import Signature
@@ -41,24 +42,6 @@ MAX_VCPUS = 4096
 MAX_MEMORY_MIB = 2**30
 MAX_DISK_GIB = 2**21
 MAX_CDROMS = 8
-
-
-class ImageFormat(StrEnum):
-    """What a template's content is; ``auto`` leaves it to the host to find out."""
-
-    AUTO = "auto"
-    QCOW2 = "qcow2"
-    RAW = "raw"
-    ISO = "iso"
-    VMDK = "vmdk"
-    VHDX = "vhdx"
-
-
-class ChecksumOf(StrEnum):
-    """What a checksum is of: the file as it is served, or the content of a compressed one."""
-
-    SERVED = "served"
-    CONTENT = "content"
 
 
 class Ensure(StrEnum):

@@ -24,8 +24,9 @@ from controller.publish import Sent, known_generation, known_template, now_utc, 
 from controller.session import Session, open_session
 from controller.waiting import detaching, wait_settled
 from kvmwire.codes import Exit
-from kvmwire.events import ChecksumOf, Ensure, ImageFormat, RegisterData
+from kvmwire.events import Ensure, RegisterData
 from kvmwire.headers import is_likely_secret
+from kvmwire.images import ChecksumOf, ImageFormat
 from kvmwire.topics import RegisterTopic
 
 _WORDS = {"any", "all", "none"}

@@ -34,7 +34,7 @@ from kvmd.plugin import TlsFiles
 from kvmd.ports import Access, Clock, Sweeper
 from kvmd.store.directory import DirectoryStore
 from kvmwire.digest import Digest
-from kvmwire.events import ChecksumOf, ImageFormat
+from kvmwire.images import ChecksumOf, ImageFormat
 from kvmwire.source import SourceUrl
 
 _KEPT = timedelta(days=30)

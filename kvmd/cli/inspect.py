@@ -16,7 +16,7 @@ from kvmd.core.image import Facts, ImageHead, ImagePolicy, judge
 from kvmd.errors import EmptySourceError, KvmdError, PoolMissingError
 from kvmd.store.looking import image_of
 from kvmwire.codes import CODES, Exit
-from kvmwire.events import ImageFormat
+from kvmwire.images import ImageFormat
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,8 +9,8 @@ from typing import Protocol
 from kvmwire import __version__
 from kvmwire.codes import WireError
 from kvmwire.digest import Digest
-from kvmwire.events import ChecksumOf, ImageFormat
 from kvmwire.headers import check_header_name, check_header_value
+from kvmwire.images import ChecksumOf, ImageFormat
 from kvmwire.source import SourceUrl
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from kvmd.core.image import FoundFormat, ImageHead, ImagePolicy, check
 from kvmd.errors import ConvertError, FormatAmbiguousError
-from kvmwire.events import ImageFormat
+from kvmwire.images import ImageFormat
 
 _FLAT = frozenset({FoundFormat.RAW, FoundFormat.ISO, FoundFormat.LUKS})
 """Formats whose bytes are those that a machine sees."""

@@ -13,7 +13,7 @@ from kvmd.core.image import ImageHead, ImagePolicy
 from kvmd.core.placement import Placement, Stored, Unusable
 from kvmd.core.provenance import Provenance
 from kvmwire.digest import Digest
-from kvmwire.events import ImageFormat
+from kvmwire.images import ImageFormat
 from kvmwire.status import Failure
 
 

@@ -32,7 +32,8 @@ from kvmd.engine.job import Job
 from kvmd.engine.report import replica_state
 from kvmd.ports import Access
 from kvmwire.digest import Digest
-from kvmwire.events import ChecksumOf, ImageFormat, RegisterData
+from kvmwire.events import RegisterData
+from kvmwire.images import ChecksumOf, ImageFormat
 from kvmwire.source import SourceUrl
 from kvmwire.status import Failure, Progress, ReplicaState, ReplicaStatus, Trust
 

@@ -20,7 +20,8 @@ from kvmd.errors import KvmdError
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Journal, Sources
 from kvmwire.codes import FailureCode
-from kvmwire.events import ChecksumOf, RegisterData
+from kvmwire.events import RegisterData
+from kvmwire.images import ChecksumOf
 from kvmwire.source import SourceUrl
 
 log = get_logger(__name__)

@@ -17,7 +17,7 @@ from kvmd.errors import ChecksumConflictError, ContentError, InternalError, Kvmd
 from kvmd.log import get_logger
 from kvmd.ports import Clock, Head, Source
 from kvmwire.digest import Digest
-from kvmwire.events import ImageFormat
+from kvmwire.images import ImageFormat
 from kvmwire.source import SourceUrl
 
 log = get_logger(__name__)

@@ -21,11 +21,11 @@ from kvmwire.events import (
     Ensure,
     Event,
     HostLabels,
-    ImageFormat,
     Machine,
     RegisterData,
     Sealed,
 )
+from kvmwire.images import ImageFormat
 from kvmwire.status import (
     CredentialState,
     CredentialStatus,

@@ -15,7 +15,7 @@ from kvmd.errors import (
     ImagePolicyError,
     VirtualSizeError,
 )
-from kvmwire.events import ImageFormat
+from kvmwire.images import ImageFormat
 
 
 @dataclass(frozen=True, slots=True)

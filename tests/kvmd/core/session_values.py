@@ -38,7 +38,7 @@ from kvmd.core.session import (
     Waiting,
 )
 from kvmwire.codes import FailureCode
-from kvmwire.events import ImageFormat
+from kvmwire.images import ImageFormat
 from tests.kvmd.core.strategies import NOW, digest, failure, failures, jitters, moments
 
 SIZE = 4096

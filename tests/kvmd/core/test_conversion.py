@@ -35,7 +35,7 @@ from kvmd.core.session import (
 from kvmd.core.transitions import step
 from kvmd.errors import ContentError, ConvertError, FormatAmbiguousError
 from kvmwire.codes import FailureCode
-from kvmwire.events import ImageFormat
+from kvmwire.images import ImageFormat
 from tests.kvmd.core.session_values import SIZE, TERMS, broken, placement, stored
 from tests.kvmd.core.strategies import digest
 from tests.support import images

@@ -55,7 +55,7 @@ from kvmd.core.session import (
 )
 from kvmd.core.transitions import IllegalTransitionError, step
 from kvmwire.codes import FailureCode
-from kvmwire.events import ImageFormat
+from kvmwire.images import ImageFormat
 from kvmwire.status import Failure
 from tests.kvmd.core.session_values import (
     IMAGE,

@@ -36,7 +36,7 @@ from kvmd.store.directory import DirectoryStore
 from kvmd.store.staging import STAGING
 from kvmd.vault import Vault
 from kvmwire.digest import Digest
-from kvmwire.events import ChecksumOf, ImageFormat
+from kvmwire.images import ChecksumOf, ImageFormat
 from kvmwire.source import SourceUrl
 from kvmwire.status import Failure, Progress, SourceProgress
 from tests.support.contents import Content, hexdigest

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvmd.core.session import Converting, Ready
-from kvmwire.events import ChecksumOf, ImageFormat
+from kvmwire.images import ChecksumOf, ImageFormat
 from tests.kvmd.engine.fetching import Host, digest_of
 from tests.kvmd.image import zoo
 from tests.support import bootable, images

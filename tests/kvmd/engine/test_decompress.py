@@ -12,7 +12,7 @@ import pytest
 from kvmd.core import plan
 from kvmd.core.session import Ready
 from kvmd.engine import landing
-from kvmwire.events import ChecksumOf, ImageFormat
+from kvmwire.images import ChecksumOf, ImageFormat
 from tests.kvmd.engine.fetching import Host, digest_of
 from tests.support.hostile import HostileServer
 from tests.support.images import payload, qcow2, raw

@@ -23,7 +23,7 @@ from kvmd.core.image import (
     judge,
 )
 from kvmd.errors import FormatMismatchError, ImageInvalidError, ImageUnsafeError
-from kvmwire.events import ImageFormat
+from kvmwire.images import ImageFormat
 from tests.kvmd.image import zoo
 from tests.support import images
 from tests.support.packed import PACKERS

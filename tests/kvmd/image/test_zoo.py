@@ -17,7 +17,7 @@ from kvmd.cli import main
 from kvmd.core.image import HEAD_LIMIT, HEAD_SIZE, ImageHead, ImagePolicy, inspect_file, inspect_head, judge
 from kvmd.store.looking import image_of
 from kvmwire.codes import CODES
-from kvmwire.events import ImageFormat
+from kvmwire.images import ImageFormat
 from tests.kvmd.image.zoo import CANARY, DESCRIPTOR, MIB, ZOO, Animal, backed, gpt, patched, qed, vhd, vmdk
 from tests.support import images
 from tests.support.programs import require_program

@@ -40,7 +40,7 @@ from kvmd.store.directory import DirectoryStore
 from kvmd.store.partial import PartialVolume
 from kvmd.store.zeros import Allocation
 from kvmwire.digest import Digest
-from kvmwire.events import ImageFormat
+from kvmwire.images import ImageFormat
 from kvmwire.source import SourceUrl
 from kvmwire.status import Progress
 from tests.kvmd.engine.small_windows import BLOCK, make_small
