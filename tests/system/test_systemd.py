@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import images
+from tests.support import bootable, images
 from tests.support.keys import Keys
 from tests.support.programs import require_program
 from tests.support.tls import Authority
@@ -48,6 +48,9 @@ listen = "127.0.0.1:9105"
 path = "/var/lib/libvirt/images"
 [pools.other]
 path = "/srv/images"
+[pools.raw]
+path = "/var/lib/libvirt/images/raw"
+format = "raw"
 """
 KVMCTL = """
 [mqtt]
@@ -56,6 +59,17 @@ ca = "/etc/kvmd/ca.pem"
 cert = "/etc/kvmd/controller.pem"
 key = "/etc/kvmd/controller.key"
 """
+MACHINES = """
+[machines]
+uri = "qemu:///system"
+type = "qemu"
+network = "none"
+"""
+QEMU = """
+security_driver = "none"
+cgroup_controllers = []
+"""
+"""All else is Debian's: QEMU runs as libvirt-qemu, virtlogd writes the consoles, polkit lets the group libvirt in."""
 SIGNED_ONLY = "/etc/kvmd/kvmd.toml.d/signed.toml"
 TAKEN_OVER = """#!/bin/sh
 exec 9>&2 2>/dev/null
@@ -82,7 +96,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     folder = tmp_path_factory.mktemp("systemd")
     source = folder / "source"
     source.mkdir()
-    gather(source)
+    gather(source, extra="libvirt")
     authority = Authority(tmp_path_factory.mktemp("authority"))
     with Container(folder / "machine", source) as booted:
         _install(booted)
@@ -109,7 +123,9 @@ def _set_up(machine: Container, authority: Authority) -> None:
     machine.write("/etc/kvmd/keys/mqtt.key", host.key.read_bytes(), mode="600")
     machine.write("/etc/kvmd/controller.pem", controller.certificate.read_bytes())
     machine.write("/etc/kvmd/controller.key", controller.key.read_bytes(), mode="600")
-    machine.run("chown kvmd-controller: /etc/kvmd/controller.key; install -d -o kvmd -m 755 /srv/images")
+    machine.run(
+        "chown kvmd-controller: /etc/kvmd/controller.key; install -d -o kvmd -m 755 /srv/images /var/lib/libvirt/images/raw"
+    )
     machine.write("/etc/kvmd/kvmd.toml", KVMD)
     machine.write("/etc/kvmd/kvmctl.toml", KVMCTL)
     machine.write("/etc/mosquitto/broker.pem", authority.server.certificate.read_bytes())
@@ -180,6 +196,17 @@ def test_an_image_is_deployed_and_was_inspected(machine: Container) -> None:
     assert machine.run(f"stat -c %U:%a {POOL}/disk").strip() == "kvmd:644"
     assert machine.run(f"setpriv --reuid nobody --clear-groups head -c 3 {POOL}/disk") == "QFI"
     assert int(machine.show("kvmd-inspector.socket", "NAccepted")) == before + 1
+    assert machine.run("systemctl list-units --failed --no-legend 'kvmd*'") == ""
+
+
+def test_an_image_is_converted_by_the_inspector(machine: Container) -> None:
+    before = int(machine.show("kvmd-inspector.socket", "NAccepted"))
+    found = deploy(machine, "flat", "disk.qcow2", pool="raw")
+    assert (found["state"], found["format"], found["size"]) == ("ready", "raw", 16 << 20), found
+    assert machine.read(f"{POOL}/raw/flat") == images.payload(2 << 20).ljust(16 << 20, b"\0")
+    assert int(machine.run(f"stat -c %b {POOL}/raw/flat")) * 512 < 3 << 20
+    assert machine.run(f"stat -c %U:%a {POOL}/raw/flat").strip() == "kvmd:644"
+    assert int(machine.show("kvmd-inspector.socket", "NAccepted")) == before + 3  # looked at, measured, converted
     assert machine.run("systemctl list-units --failed --no-legend 'kvmd*'") == ""
 
 
@@ -284,3 +311,29 @@ def test_without_keys_the_unit_starts_too(machine: Container) -> None:
         assert machine.show("kvmd", "ActiveState") == "active"
     finally:
         machine.run("mv /root/mqtt.key /etc/kvmd/keys/; mv /root/kvmd.toml /etc/kvmd/; systemctl restart kvmd")
+
+
+def test_a_machine_runs_as_qemus_user_from_what_kvmds_user_made_and_leaves_nothing_behind(machine: Container) -> None:
+    machine.write("/etc/libvirt/qemu.conf", QEMU)
+    machine.write("/etc/kvmd/kvmd.toml.d/machines.toml", MACHINES)
+    machine.write("/var/www/html/guest.qcow2", bootable.qcow2("a guest greets"))
+    machine.write("/root/vm1.toml", 'name = "vm1"\nmemory_mib = 64\n')
+    machine.run("usermod --append --groups libvirt kvmd; systemctl start libvirtd; systemctl restart kvmd")
+
+    kvmctl(machine, "register guest http://localhost/guest.qcow2 --format qcow2")
+    kvmctl(machine, "deploy guest --all --machine /root/vm1.toml --wait")
+
+    assert machine.run("ps -o user:20= -C qemu-system-x86_64").strip() == "libvirt-qemu"
+    assert machine.run(f"stat -c %U:%a {POOL}/guest {POOL}/vm1+root.qcow2").split() == ["kvmd:644", "libvirt-qemu:600"]
+    eventually_blocking(
+        lambda: "a guest greets" in kvmctl(machine, "machine console-log vm1"), what="the console", timeout_s=30
+    )
+    assert machine.read(f"{POOL}/guest") == bootable.qcow2("a guest greets")
+
+    kvmctl(machine, "machine stop vm1")
+    machine.run("virsh -c qemu:///system destroy vm1")
+    machine.run(f"chown libvirt-qemu: {POOL}/vm1+root.qcow2")  # as it stays when the host loses its power
+    machine.run(f"touch {POOL}/vm1+console.log.0")  # as virtlogd leaves it, which is root
+    kvmctl(machine, "machine remove vm1 --wait")
+    assert machine.run(f"find {POOL} -name '*+*'") == ""
+    assert machine.run("virsh -c qemu:///system -q list --all --name; virsh -c qemu:///system -q pool-list --all") == ""
