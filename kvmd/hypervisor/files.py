@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from itertools import count, takewhile
 from pathlib import Path
 
 from kvmd.core.console import TAIL
@@ -39,23 +40,28 @@ def put(path: str, content: bytes, *, is_new: bool) -> bool:
         return True
 
 
-def delete(*paths: str | None) -> None:
-    """Delete those of the files that are there, with what was half made. Raises a StoreError."""
+def delete(*paths: str | None) -> list[str]:
+    """Delete those of the files that are there, with what was half made. Raises a StoreError.
+
+    Gives those that kvmd may not delete, because libvirt has handed them to QEMU's user, and the folder is sticky.
+    """
+    denied: list[str] = []
     for path in filter(None, paths):
         with _translated(path):
             for one in (path, path + _NEW):
-                Path(one).unlink(missing_ok=True)
+                try:
+                    Path(one).unlink(missing_ok=True)
+                except PermissionError:
+                    denied.append(one)
             with suppress(FileNotFoundError):
                 _sync_folder(path)
+    return denied
 
 
-def delete_rotated(path: str) -> None:
-    """Delete what virtlogd has put aside of a console: ``path.0``, ``path.1``..."""
-    number = 0
-    with _translated(path):
-        while (one := Path(f"{path}.{number}")).exists():
-            one.unlink()
-            number += 1
+def rotated(path: str) -> list[str]:
+    """Name what virtlogd has put aside of a console: ``path.0``, ``path.1``..."""
+    names = (f"{path}.{number}" for number in count())
+    return list(takewhile(os.path.lexists, names))
 
 
 def tail(path: str) -> bytes:

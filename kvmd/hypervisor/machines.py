@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from uuid import uuid4
 from xml.etree import ElementTree as ET
 
 from kvmd.core.console import readable
@@ -20,7 +21,7 @@ from kvmd.hypervisor.library import load_libvirt
 from kvmd.hypervisor.seed import load_pycdlib, seed_image
 
 if TYPE_CHECKING:
-    from libvirt import virConnect, virDomain
+    from libvirt import virConnect, virDomain, virStoragePool
 
 T = TypeVar("T")
 Acceleration = Literal["auto", "kvm", "qemu"]
@@ -57,7 +58,8 @@ class LibvirtMachines:
     async def remove(self, uuid: str, files: MachineFiles) -> None:
         """See the port."""
         await self._call(lambda connect: _undefine(connect, uuid), f"{uuid}: removing it")
-        await self._on_thread(_delete_files, files)
+        left = await self._on_thread(_delete_files, files)
+        await self._call(lambda connect: _delete_volumes(connect, left), f"{uuid}: deleting its files")
         await self._call(lambda connect: _refresh_pools(connect, files.console), f"{uuid}: refreshing its pool")
 
     async def console(self, path: str) -> str:
@@ -99,9 +101,8 @@ def _contents(spec: DomainSpec, files: MachineFiles) -> Iterator[tuple[str, byte
     yield files.console, b""
 
 
-def _delete_files(files: MachineFiles) -> None:
-    own.delete(files.root, files.seed, files.console)
-    own.delete_rotated(files.console)
+def _delete_files(files: MachineFiles) -> list[str]:
+    return own.delete(files.root, files.seed, files.console, *own.rotated(files.console))
 
 
 def _domains(connect: virConnect, names: Collection[str]) -> Mapping[str, Domain]:
@@ -182,9 +183,37 @@ def _undefine(connect: virConnect, uuid: str) -> None:
 
 def _refresh_pools(connect: virConnect, path: str) -> None:
     """Let libvirt list what has come or gone in the folder of this path. Not worth failing for."""
-    libvirt = load_libvirt()
-    folder = str(Path(path).parent)
-    with suppress(libvirt.libvirtError):
-        for pool in connect.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
-            if ET.fromstring(pool.XMLDesc(0)).findtext("target/path", "") == folder:  # noqa: S314 - libvirt's own words
-                pool.refresh(0)
+    with suppress(load_libvirt().libvirtError):
+        for pool in _pools(connect, str(Path(path).parent)):
+            pool.refresh(0)
+
+
+def _delete_volumes(connect: virConnect, paths: Sequence[str]) -> None:
+    """Delete files of one folder that kvmd may not delete, but libvirtd may: a CD-ROM stays QEMU's, a rotated console is root's."""
+    if not paths:
+        return
+    folder = str(Path(paths[0]).parent)
+    known = next(_pools(connect, folder), None)
+    pool = known or connect.storagePoolCreateXML(_passing_pool(folder))
+    try:
+        pool.refresh(0)
+        for path in paths:
+            pool.storageVolLookupByName(Path(path).name).delete()
+    finally:
+        if known is None:
+            pool.destroy()
+
+
+def _pools(connect: virConnect, folder: str) -> Iterator[virStoragePool]:
+    """Give the active pools of this folder."""
+    for pool in connect.listAllStoragePools(load_libvirt().VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
+        if ET.fromstring(pool.XMLDesc(0)).findtext("target/path", "") == folder:  # noqa: S314 - libvirt's own words
+            yield pool
+
+
+def _passing_pool(folder: str) -> str:
+    """Describe a pool that is gone once it is stopped."""
+    pool = ET.Element("pool", type="dir")
+    ET.SubElement(pool, "name").text = f"kvmd-{uuid4()}"
+    ET.SubElement(ET.SubElement(pool, "target"), "path").text = folder
+    return ET.tostring(pool, encoding="unicode")

@@ -19,8 +19,11 @@ ROOT = Path(__file__).parents[2]
 HOW_TO = ROOT / "docs/how-to/install.md"
 
 
-def gather(folder: Path) -> None:
-    """Put into the folder what the how-to copies, a wheel of this tree, and the packages it depends on, as they are installed here."""
+def gather(folder: Path, *, extra: str = "") -> None:
+    """Put into the folder what the how-to copies, a wheel of this tree, and the packages it depends on, as they are installed here.
+
+    Those of one ``extra``, too.
+    """
     shutil.copytree(ROOT / "systemd", folder / "systemd")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
     subprocess.run(
@@ -28,7 +31,7 @@ def gather(folder: Path) -> None:
     )
     (wheel,) = folder.glob("kvmd-*.whl")
     packages = folder / "packages"
-    for one in _needed(_requirements(wheel)):
+    for one in _needed(_requirements(wheel), extra):
         for file in one.files or ():
             if ".." not in file.parts:
                 target = packages / file
@@ -53,13 +56,13 @@ def _requirements(wheel: Path) -> list[str]:
         return message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
 
 
-def _needed(requirements: Sequence[str]) -> Iterator[Distribution]:
-    """Give the distributions that these requirements lead to, each once."""
+def _needed(requirements: Sequence[str], extra: str) -> Iterator[Distribution]:
+    """Give the distributions that these requirements lead to, each once; those of an extra where it is this one."""
     left, seen = list(requirements), set[str]()
     while left:
         needed = Requirement(left.pop())
         name = canonicalize_name(needed.name)
-        if name not in seen and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
+        if name not in seen and (needed.marker is None or needed.marker.evaluate({"extra": extra})):
             seen.add(name)
             found = distribution(needed.name)
             left += found.requires or ()
