@@ -29,6 +29,7 @@ from kvmwire.status import PoolState
 from tests.kvmd.store.contract import CONTENT, SIZE, FolderContract, ReadVolume, keep_half, make, request
 from tests.support.images import qcow2
 from tests.support.libvirtd import Libvirtd
+from tests.support.programs import require_program
 
 MIB = 1 << 20
 
@@ -59,6 +60,9 @@ def _defined(libvirtd: Libvirtd, kind: str) -> Generator[Path]:
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", disk], check=True)
         device = _attached(disk)
         source = f"<source><device path='{device}'/><format type='ext4'/></source>"
+    elif kind == "netfs":
+        _teach_to_mount(libvirtd)
+        source = "<source><host name='files.test'/><dir path='/export'/><format type='nfs'/></source>"
     try:
         libvirtd.define_pool(
             f"<pool type='{kind}'><name>fast</name>{source}<target><path>{folder}</path></target></pool>"
@@ -71,6 +75,14 @@ def _defined(libvirtd: Libvirtd, kind: str) -> Generator[Path]:
             subprocess.run(["losetup", "--detach", device], check=True)
             disk.unlink()
         subprocess.run(["rm", "-rf", folder], check=True)
+
+
+def _teach_to_mount(libvirtd: Libvirtd) -> None:
+    """Let libvirtd's ``mount -t nfs`` mount memory: kernels without NFS know its pools, too."""
+    helper = libvirtd.folder / "mount.nfs"
+    helper.write_text(f'#!/bin/sh\nexec mount --internal-only -t tmpfs -o size={128 * MIB} "$1" "$2"\n')
+    helper.chmod(0o755)
+    subprocess.run([*libvirtd.inside(), "mount", "--bind", helper, require_program("mount.nfs")], check=True)
 
 
 @pytest.fixture(params=["dir", "fs"])
@@ -245,6 +257,25 @@ async def test_a_removed_volume_is_not_listed_any_more(store: LibvirtStore, libv
     assert libvirtd.volumes("fast") == {"disk"}
     assert await store.remove(placement)
     assert libvirtd.volumes("fast") == set()
+
+
+@pytest.mark.parametrize("pool", ["netfs"], indirect=True)
+async def test_a_network_filesystem_is_a_pool_while_libvirt_has_it_mounted(
+    store: LibvirtStore, libvirtd: Libvirtd, pool: Path
+) -> None:
+    assert f"files.test:/export {pool} " in Path("/proc/self/mounts").read_text()
+    status = await store.status()
+    assert (status.type, status.path, status.capacity) == ("libvirt:netfs", str(pool), 128 * MIB)
+    placement = await make(store)
+    assert libvirtd.volumes("fast") == {"disk"}
+
+    libvirtd.virsh("pool-destroy", "fast")
+    assert list(pool.iterdir()) == []
+    with pytest.raises(PoolMissingError, match="not active"):
+        await store.find("disk", known=placement, algorithm=Algorithm.SHA_256)
+    with pytest.raises(PoolMissingError, match="not active"):
+        await store.open(request("other"))
+    assert list(pool.iterdir()) == [], "nothing was written below the mount point"
 
 
 @pytest.mark.parametrize("pool", ["fs"], indirect=True)
