@@ -12,7 +12,7 @@ from kvmd.errors import DeadlineError, InUseError
 from kvmd.ports import Holder
 from kvmwire.status import Progress
 
-TURN_S = 2.0
+TURN_S = 1.0
 """So often the other host is looked at."""
 
 
