@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from kvmd.core.image import FoundFormat, ImageHead
@@ -72,7 +73,10 @@ class QemuConverter:
     async def measure(self, volume: int, image: ImageHead) -> int:
         """See the port."""
         request = Request(image.format.value, self._timeout_s, self._memory, Task.MEASURE)
-        return measured(await self._ask(request, [volume]))
+        required = measured(await self._ask(request, [volume]))
+        if image.format is FoundFormat.VHDX:  # never compressed, and qemu-img counts its zeros
+            return min(required, os.fstat(volume).st_size)
+        return required
 
     async def convert(self, volume: int, image: ImageHead, target: int, *, writes_zeros: bool) -> None:
         """See the port."""
