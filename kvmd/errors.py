@@ -11,7 +11,7 @@ KvmdError
     ImageInvalidError, ImageTruncatedError, ImagePolicyError, VirtualSizeError, DecompressError, ConvertError
   StoreError             the pool cannot take or keep the volume
     NoSpaceError, PoolMissingError, PoolReadonlyError, StoreIoError, ExistsError, InUseError
-    KeptForOthersError
+    KeptForOthersError, MadeElsewhereError
     HypervisorUnreachableError, PoolUnsupportedError
   MachineError           a virtual machine cannot be made, started or removed
   RefusedError           the request itself is refused: policy, cancelled, deadline, unknown template
@@ -364,6 +364,17 @@ class InUseError(StoreError):
     """The volume, or its partial file, is in use by somebody else."""
 
     code = FailureCode.IN_USE
+
+
+class MadeElsewhereError(InUseError):
+    """Another host of a shared pool makes the volume right now; ``host`` is empty where it cannot be told which."""
+
+    def __init__(self, volume: str, *, host: str) -> None:
+        who = f"host {host}" if host else "another host"
+        super().__init__(
+            f"volume {volume}: {who} downloads it into the shared pool; it is used as soon as it is there.",
+            hint="Nothing is to be done. Should that host fail or end, this one goes on with what is stored.",
+        )
 
 
 class KeptForOthersError(InUseError):

@@ -8,7 +8,7 @@ from datetime import datetime
 from kvmd.core.desired import Replica
 from kvmd.core.session import Failed, Waiting
 from kvmd.daemon.jobs import Assignment, replica_of
-from kvmd.errors import DeadlineError, InUseError
+from kvmd.errors import DeadlineError, MadeElsewhereError
 from kvmd.ports import Holder
 from kvmwire.status import Progress
 
@@ -19,17 +19,14 @@ TURN_S = 1.0
 def waiting_turn(task: Assignment, holder: Holder, *, now: datetime) -> Replica:
     """Give the replica while the other host is at it: ``waiting``, or ``failed`` once its deadline has passed."""
     terms, progress = task.job.terms, progress_of(holder)
-    who = f"host {holder.host}" if holder.host else "another host"
     if terms.deadline is not None and now >= terms.deadline:
         late = DeadlineError(
-            f"volume {terms.volume}: the deadline {terms.deadline.isoformat()} passed while {who} downloads it into the shared pool."
+            f"volume {terms.volume}: the deadline {terms.deadline.isoformat()} passed while host {holder.host or 'unknown'} downloads "
+            "it into the shared pool."
         )
         return replica_of(task, Failed(late.failure), progress=progress, now=now)
-    error = InUseError(
-        f"volume {terms.volume}: {who} downloads it into the shared pool; it is used as soon as it is there.",
-        hint="Nothing is to be done. Should that host fail or end, this one goes on with what is stored.",
-    )
-    waiting = replica_of(task, Waiting(task.job.failures, error.failure, until=now), progress=progress, now=now)
+    failure = MadeElsewhereError(terms.volume, host=holder.host).failure
+    waiting = replica_of(task, Waiting(task.job.failures, failure, until=now), progress=progress, now=now)
     timeless = waiting.status.model_copy(update={"next_attempt": None})  # when that is nobody knows
     return replace(waiting, status=timeless)
 

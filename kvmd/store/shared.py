@@ -16,7 +16,7 @@ from typing import TypeVar
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.garbage import Remnant
 from kvmd.core.placement import Placement, Stored
-from kvmd.errors import ExistsError, InUseError, NoSpaceError, StoreError
+from kvmd.errors import ExistsError, InUseError, MadeElsewhereError, NoSpaceError, StoreError
 from kvmd.log import get_logger
 from kvmd.ports import Holder, VolumeRequest
 from kvmd.store.calls import translated
@@ -138,7 +138,7 @@ class SharedStore:
                         await asyncio.get_running_loop().run_in_executor(self._executor, late.release)
                 raise
         if isinstance(taken, Taken):
-            raise busy(str(self._path / name), _holder_of(taken))
+            raise MadeElsewhereError(name, host=_holder_of(taken).host)
         return taken
 
     async def _go_on(self, own: VolumeRequest) -> PartialVolume:
@@ -256,15 +256,6 @@ class SharedVolume(WrappedVolume):
                 f"volume {self._request.name}: this host showed no life for too long, and another one goes on with it; what was "
                 "downloaded here since is discarded."
             )
-
-
-def busy(volume: str, holder: Holder) -> InUseError:
-    """Give the error for a volume that another host makes right now."""
-    who = f"host {holder.host}" if holder.host else "another host"
-    return InUseError(
-        f"volume {volume}: {who} downloads it into the shared pool; this host waits, and uses it then.",
-        hint="Nothing is to be done. Should that host fail or end, this one goes on with what is stored.",
-    )
 
 
 def _holder_of(taken: Taken) -> Holder:
