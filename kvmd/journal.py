@@ -10,6 +10,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,6 +66,25 @@ _PROBE = TypeAdapter(ProbeRecord)
 _CREDENTIAL = TypeAdapter(CredentialRecord)
 _WISHED_MACHINE = TypeAdapter(MachineWish)
 _MACHINE = TypeAdapter(MachineRecord)
+
+
+def read_record(folder: Path) -> HostRecord:
+    """Read what the journal holds, and change nothing: also while the daemon runs. Raises StoreIoError. Blocking.
+
+    Where there is no journal nothing is known. One that was not closed is read with what its log holds.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return HostRecord()
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version not in {_VERSION, *_STEPS}:
+                raise sqlite3.DatabaseError(f"version {version}, expected {_VERSION}")
+            database.execute("BEGIN")  # all of it as of one moment
+            return _load(database)
+    except (sqlite3.Error, ValidationError) as exc:
+        raise _unusable(path, exc) from exc
 
 
 class SqliteJournal:

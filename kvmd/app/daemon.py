@@ -47,6 +47,7 @@ from kvmd.daemon.reconciler import Reconciler
 from kvmd.daemon.replicas import Replicas
 from kvmd.daemon.rules import Rules
 from kvmd.daemon.scrubber import Scrubber, ScrubRules
+from kvmd.daemon.surveyor import Surveyor
 from kvmd.daemon.users import Users
 from kvmd.engine.shaping import Shaper
 from kvmd.errors import ConfigError, InternalError, KvmdError, leaves
@@ -77,7 +78,7 @@ async def run(settings: Settings, environ: Mapping[str, str]) -> int:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    with _only_one(settings.state_dir), disk_threads(settings) as executor:
+    with only_one(settings.state_dir), disk_threads(settings) as executor:
         journal, vault = await SqliteJournal.open(settings.state_dir), Vault()
         try:
             async with (
@@ -158,11 +159,11 @@ def build_daemon(
     scrub_rules = scrub_rules_of(settings.maintenance)
     scrubber = Scrubber(record, scrub_rules, keepers=outside.stores, replicas=replicas, clock=clock)
     maintenance = settings.maintenance
-    collector = Collector(
-        record, gc_policy_of(maintenance), stores=outside.stores, users=users, replicas=replicas, clock=clock
-    )
+    surveyor = Surveyor(record, gc_policy_of(maintenance), stores=outside.stores, users=users, clock=clock)
+    collector = Collector(record, surveyor, stores=outside.stores, users=users, replicas=replicas, clock=clock)
     caretaker = Caretaker(
         settings.host,
+        surveyor,
         collector,
         gc_rules_of(maintenance),
         pools=lambda: announcer.pools,
@@ -311,7 +312,7 @@ def _broker_tls(mqtt: MqttSettings) -> ssl.SSLContext:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Generator[None]:
+def only_one(folder: Path) -> Generator[None]:
     """Hold the state folder: two daemons on one journal would undo each other's work. Raises ConfigError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

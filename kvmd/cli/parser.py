@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_fetch(commands)
     _add_probe(commands)
     _add_inspect(commands)
+    _add_gc(commands)
     _add_config(commands)
     _add_enroll(commands)
     _add(
@@ -99,6 +100,19 @@ def _add_inspect(commands: Commands) -> None:
         commands, "inspect", text="show an image's format and sizes, and why it would be refused", module="inspect"
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="image to look at")
+    _add_json(parser)
+
+
+def _add_gc(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "gc",
+        text="delete what nobody needs in the pools of this host, while its daemon is stopped, or tell what would go",
+        module="garbage",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="delete nothing, only tell; the daemon may run")
+    parser.add_argument("--pool", metavar="NAME", action="append", help="only in this pool; may be repeated")
+    _add_config_file(parser)
     _add_json(parser)
 
 

@@ -114,7 +114,7 @@ def _within_slots(
 
 def _claims(record: HostRecord, wish: Desired) -> set[tuple[str, str, str]]:
     """Name what no two sessions may work on at once: the volume's name, and the content, in a pool."""
-    claims = {("name", *name) for name in names_of(record, wish.key)}
+    claims = {("name", pool, volume) for pool, volume in names_of(record, wish.key)}
     template = wish.template(record.templates)
     if template is not None and template.checksum is not None:
         claims.add(("content", wish.data.pool, template.checksum))

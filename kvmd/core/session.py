@@ -215,13 +215,14 @@ class LookedUp:
     """``stored`` is the file under the final name, None where there is none; ``is_ours`` tells that kvmd put it there.
 
     ``recorded`` is the digest it had when it became ready for this very wish, None where it never did. ``kept_for`` names another
-    replica that needs the file as it is.
+    replica that needs the file as it is. ``damaged`` is kvmd's own file of that name, which is to be replaced because it has changed.
     """
 
     stored: Stored | None
     is_ours: bool = False
     recorded: Digest | None = None
     kept_for: str = ""
+    damaged: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,8 @@ def _failures_before(state: State) -> int:
 
 
 def _looked_up(state: Admitting, found: LookedUp, terms: Terms) -> Step:
+    if found.damaged is not None:
+        return Probing(state.failures, replaces=found.damaged), (CheckUnused(found.damaged), Probe())
     if found.stored is None:
         return Probing(state.failures), (Probe(),)
     placement, promised = found.stored.placement, _promised(found.stored, found.recorded, terms)
@@ -173,7 +175,7 @@ def _other_content(found: LookedUp, promised: Digest, actual: Digest, terms: Ter
         return ChecksumMismatchError(
             f"volume {terms.volume}: it was {found.recorded} when it became ready and is {actual} now; somebody or the disk changed "
             "it. It was left as it is.",
-            hint="Delete the file by hand and send a recheck, and it is downloaded again; look at the disk's health.",
+            hint="Look at the disk's health. kvmctl repair replaces it by a new download, unless it is in use.",
         )
     needed = f", {found.kept_for} needs it" if found.kept_for else ""
     return ExistsError(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kvmd.core.garbage import Item, Verdict
-from kvmd.daemon.collector import Collected, Collector
+from kvmd.daemon.collector import Collector
+from kvmd.daemon.surveyor import Surveyed, Surveyor
 from kvmd.errors import KvmdError
 from kvmd.log import get_logger
 from kvmd.ports import Clock
@@ -19,7 +20,7 @@ log = get_logger(__name__)
 
 FIRST_S = 600.0
 """The first look unasked comes so long after the start: by then what was published meanwhile has arrived."""
-LOOK_S = 30.0
+LOOK_S = 5.0
 """So often it is seen whether a pool has less free than low_space."""
 SPACE_PAUSE_S = 300.0
 """Want of space causes a run at most so often: what is in use is not less in use a second later."""
@@ -51,6 +52,7 @@ class Caretaker:
     def __init__(
         self,
         host: str,
+        surveyor: Surveyor,
         collector: Collector,
         rules: GcRules,
         *,
@@ -59,6 +61,7 @@ class Caretaker:
         clock: Clock,
     ) -> None:
         self._host = host
+        self._surveyor = surveyor
         self._collector = collector
         self._rules = rules
         self._pools = pools
@@ -108,19 +111,20 @@ class Caretaker:
     async def _collect(self, pool: str | None, *, event: str | None = None, is_dry_run: bool = False) -> None:
         since = self._clock.now()
         try:
-            collected = await self._collector.collect(pools=None if pool is None else [pool], is_dry_run=is_dry_run)
+            look = self._surveyor.survey if is_dry_run else self._collector.collect
+            found = await look(None if pool is None else [pool])
         except KvmdError as exc:
             log.error("garbage could not be looked for", exc=exc)
             return
-        status = status_of(collected, host=self._host, event=event, is_dry_run=is_dry_run, since=since)
+        status = status_of(found, host=self._host, event=event, is_dry_run=is_dry_run, since=since)
         log.info("garbage", event_id=event, dry_run=is_dry_run, deleted=status.deleted, freed=status.freed)
         self._say(status)
 
 
-def status_of(collected: Collected, *, host: str, event: str | None, is_dry_run: bool, since: datetime) -> GcStatus:
+def status_of(found: Surveyed, *, host: str, event: str | None, is_dry_run: bool, since: datetime) -> GcStatus:
     """Give what is announced of a run."""
-    gone = [one for one in collected.items if one.verdict is Verdict.DELETE]
-    kept = [one for one in collected.items if one.verdict is not Verdict.DELETE]
+    gone = [one for one in found.items if one.verdict is Verdict.DELETE]
+    kept = [one for one in found.items if one.verdict is not Verdict.DELETE]
     return GcStatus(
         host=host,
         event=event,
@@ -129,7 +133,7 @@ def status_of(collected: Collected, *, host: str, event: str | None, is_dry_run:
         freed=sum(one.size for one in gone),
         kept=len(kept),
         items=tuple(map(told, [*gone, *kept][:MAX_ITEMS])),
-        skipped=tuple(GcSkipped(pool=pool, why=why) for pool, why in collected.skipped.items()),
+        skipped=tuple(GcSkipped(pool=pool, why=why) for pool, why in found.skipped.items()),
         since=since,
     )
 

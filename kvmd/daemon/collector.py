@@ -4,43 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kvmd.core.agenda import VolumeName, names_of
 from kvmd.core.desired import HostRecord, Replica
-from kvmd.core.garbage import (
-    GcPolicy,
-    Item,
-    PoolContents,
-    Verdict,
-    given_up,
-    in_question,
-    survey,
-    without,
-)
+from kvmd.core.garbage import Item, Verdict, given_up, without
 from kvmd.core.placement import Placement
 from kvmd.daemon.replicas import Replicas
+from kvmd.daemon.surveyor import Surveyed, Surveyor
 from kvmd.daemon.users import Users
 from kvmd.errors import KeptForOthersError, KvmdError
 from kvmd.log import get_logger
 from kvmd.ports import Clock, PoolStore
-from kvmwire.status import GcKind, PoolState
+from kvmwire.status import GcKind
 
 log = get_logger(__name__)
 
-_LOOK_S = 60.0
-"""So long a pool gets to tell what lies in it."""
 _PAUSE_S = 0.1
 """Between two deletions: a filesystem that frees many large files at once keeps everybody waiting."""
 _BUSY = "somebody works on it just now, or it has changed"
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What became of everything; ``skipped`` are pools that could not be looked into, with why."""
-
-    items: tuple[Item, ...]
-    skipped: Mapping[str, str]
 
 
 class Collector:
@@ -49,7 +31,7 @@ class Collector:
     def __init__(
         self,
         record: HostRecord,
-        policy: GcPolicy,
+        surveyor: Surveyor,
         *,
         stores: Mapping[str, PoolStore],
         users: Users,
@@ -57,57 +39,24 @@ class Collector:
         clock: Clock,
     ) -> None:
         self._record = record
-        self._policy = policy
+        self._surveyor = surveyor
         self._stores = stores
         self._users = users
         self._replicas = replicas
         self._clock = clock
         self._running = asyncio.Lock()
 
-    async def collect(self, *, pools: Sequence[str] | None = None, is_dry_run: bool = False) -> Collected:
-        """Look through these pools, or all, and delete what goes; with ``is_dry_run`` only tell what would."""
+    async def collect(self, pools: Sequence[str] | None = None) -> Surveyed:
+        """Look through these pools, or all, and delete what goes; give what became of everything."""
         async with self._running:
-            contents, skipped = await self._look(pools)
-            items = await self._decide(contents)
-            if is_dry_run:
-                return Collected(tuple(items), skipped)
+            found = await self._surveyor.survey(pools)
+            items = [*found.items]
             await self._replicas.used([one.path for one in items if one.is_used], clock=self._clock)
             for i, item in enumerate(items):
                 if item.verdict is Verdict.DELETE:
                     items[i] = await self._delete(item)
                     await asyncio.sleep(_PAUSE_S)
-            return Collected(tuple(items), skipped)
-
-    async def _look(self, pools: Sequence[str] | None) -> tuple[dict[str, PoolContents], dict[str, str]]:
-        contents, skipped = dict[str, PoolContents](), dict[str, str]()
-        unlocked_since = self._clock.now() - self._policy.staging_ttl
-        for name, store in self._stores.items():
-            if pools is not None and name not in pools:
-                continue
-            try:
-                async with asyncio.timeout(_LOOK_S):
-                    remnants, status = await store.remnants(unlocked_since=unlocked_since), await store.status()
-            except KvmdError as exc:
-                skipped[name] = exc.message
-                continue
-            except TimeoutError:
-                skipped[name] = f"pool {name} did not answer within {_LOOK_S:g} s."
-                continue
-            if status.state is PoolState.ACTIVE:
-                contents[name] = PoolContents(tuple(remnants), status.available)
-            else:
-                skipped[name] = f"pool {name} is {status.state.value}."
-        return contents, skipped
-
-    async def _decide(self, contents: Mapping[str, PoolContents]) -> list[Item]:
-        now, users = self._clock.now(), dict[str, Sequence[str]]()
-        for path in in_question(self._record, contents, policy=self._policy, now=now):
-            try:
-                users[path] = await self._users.of(path)
-            except KvmdError as exc:  # whom it takes to know, it takes for every volume
-                log.warning("nobody could be asked who uses volumes: they stay", volume=path, exc=exc)
-                break
-        return [*survey(self._record, contents, policy=self._policy, users=users, now=now)]
+            return replace(found, items=tuple(items))
 
     async def _delete(self, item: Item) -> Item:
         """Delete one thing, and give what became of it; what cannot be deleted now is there for the next run."""

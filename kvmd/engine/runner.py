@@ -51,6 +51,7 @@ from kvmd.core.transitions import step
 from kvmd.engine.discovery import discovered
 from kvmd.engine.job import Job, Limits
 from kvmd.engine.lineup import Lineup
+from kvmd.engine.repair import damaged
 from kvmd.engine.shaping import Shaper
 from kvmd.engine.supply import Supply
 from kvmd.engine.transfer import Target, Transfer
@@ -67,7 +68,7 @@ from kvmd.errors import (
     TransferError,
 )
 from kvmd.log import get_logger
-from kvmd.ports import Clock, Converter, Inspector, Keyring, Packing, Sharing, Sources, Store, Volume, VolumeRequest
+from kvmd.ports import Clock, Converter, Inspector, Keyring, Packing, PoolStore, Sharing, Sources, Volume, VolumeRequest
 from kvmwire.digest import Algorithm, Digest
 from kvmwire.status import Progress
 
@@ -86,7 +87,7 @@ class Edges:
     """
 
     sources: Sources
-    store: Store
+    store: PoolStore
     clock: Clock
     limits: Limits
     shaper: Shaper
@@ -211,6 +212,8 @@ class Session:
 
     async def _look_up(self) -> LookedUp:
         job, placed = self._job, self._job.placed
+        if bad := await damaged(self._edges.store, job):
+            return LookedUp(None, damaged=bad)
         known = None if job.must_rehash else placed
         stored = await self._edges.store.find(job.terms.volume, known=known, algorithm=job.algorithm)
         if stored is None or placed is None:

@@ -117,7 +117,7 @@ states: st.SearchStrategy[State] = st.one_of(
     st.builds(Removing, counts),
     st.builds(Absent, st.text(max_size=5)),
 )
-any_look = st.builds(LookedUp, st.none() | found, st.booleans(), st.none() | digests)
+any_look = st.builds(LookedUp, st.none() | found, st.booleans(), st.none() | digests, damaged=st.none() | placements)
 any_break = st.builds(Broken, failures, moments, jitters, st.booleans(), st.just(0.0) | st.floats(0, 1e12))
 inputs: st.SearchStrategy[Input] = st.one_of(
     st.just(Started()),

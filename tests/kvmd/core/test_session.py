@@ -19,6 +19,7 @@ from kvmd.core.session import (
     Broken,
     Cancelled,
     CancelRequested,
+    CheckUnused,
     Commit,
     Committed,
     Committing,
@@ -424,3 +425,10 @@ def test_whatever_was_downloaded_is_judged(head: bytes, size: int, wanted: Image
     else:
         assert isinstance(state.failure, Failure)
         assert effects == (Discard(),)
+
+
+def test_a_damaged_volume_that_is_to_be_replaced_is_fetched_anew_unless_something_uses_it() -> None:
+    damaged = placement("b")
+    state, effects = step(Admitting(), LookedUp(None, damaged=damaged), TERMS)
+    assert state == Probing(0, replaces=damaged)
+    assert effects == (CheckUnused(damaged), Probe())

@@ -87,6 +87,23 @@ async def test_a_scrub_under_way_is_begun_anew_after_a_restart(
         await eventually(lambda: lab.watch.replicas("deb12")[-1].verified > before.verified, what="it was read")
 
 
+async def test_a_scrub_that_was_asked_for_outlives_a_new_generation(
+    broker: Broker, lab: Site, tmp_path: Path, hostile: HostileServer
+) -> None:
+    slow = Daemon(tmp_path / "kvm01", broker.url, tables={"maintenance": {"scrub_rate": "1KiB"}})
+    async with running(slow):
+        (before,) = await _ready(lab, hostile, "deb12")
+        await lab.command("scrub")
+        await slow.has_logged("scrub")
+        await lab.deploy(record("deb12", hostile.url("disk.qcow2"), IMAGE), priority=7)
+        await eventually(lambda: lab.watch.states("deb12").count("ready") == 2, what="ready again")
+        assert lab.watch.replicas("deb12")[-1].verified == before.verified
+        assert await slow.stop() == 0
+
+    async with running(Daemon(tmp_path / "kvm01", broker.url)):
+        await eventually(lambda: lab.watch.replicas("deb12")[-1].verified > before.verified, what="it was read")
+
+
 async def test_a_slow_scrub_keeps_nobody_waiting(
     broker: Broker, lab: Site, tmp_path: Path, hostile: HostileServer
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,25 @@ async def test_a_journal_of_the_version_before_is_taken_over(kvmd: Daemon, lab: 
     await kvmd.has_logged("broker connected", times=2)
     assert list(kvmd.state.glob("*damaged*")) == []
     assert lab.watch.states("deb12")[-1] == "ready"
+
+
+async def test_a_journal_of_version_2_is_taken_over_and_its_replicas_count_as_used_just_now(
+    kvmd: Daemon, lab: Site, hostile: HostileServer
+) -> None:
+    await _make_ready(kvmd, lab, hostile)
+    with sqlite3.connect(kvmd.state / "journal.db") as database:
+        database.execute("UPDATE replica SET document = json_remove(document, '$.status.last_used')")
+        database.execute("PRAGMA user_version = 2")
+    database.close()
+    before = datetime.now(UTC) - timedelta(seconds=2)
+
+    await kvmd.start()
+
+    await kvmd.has_logged("broker connected", times=2)
+    await eventually(lambda: len(lab.watch.replicas("deb12")) > 1, what="it is announced")
+    assert list(kvmd.state.glob("*damaged*")) == []
+    assert lab.watch.states("deb12")[-1] == "ready"
+    assert lab.watch.replicas("deb12")[-1].last_used >= before
 
 
 async def test_a_lost_state_folder_is_rebuilt_and_no_data_is_deleted(
