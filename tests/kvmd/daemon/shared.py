@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.kvmd.daemon.harness import Daemon, running
+from tests.kvmd.daemon.ranges import Ranges, stored_ranges
 from tests.support.brokers import Broker
 
 LEASE_S = 1.5
 MIB = 1 << 20
-PROBE = "bytes=0-65535"
-PROBE_SIZE = 65536
-CHECKPOINT_SLACK = 3 * MIB
-"""At a MiB a second and four connections: what may not be journaled yet when a host is killed."""
 
 
 class SharedHost(Daemon):
@@ -45,6 +42,12 @@ class SharedHost(Daemon):
         """Name the files of partial volumes and of leases."""
         staging = self.pool / ".kvmd"
         return sorted(path.name for path in staging.rglob("*") if path.is_file() and path.suffix != ".ref")
+
+    def stored(self) -> Ranges:
+        """Tell which bytes the journal of the only partial volume vouches for."""
+        journals = [*(self.pool / ".kvmd").glob("*.json")]
+        assert len(journals) <= 1
+        return stored_ranges(journals[0]) if journals else []
 
     def references(self) -> list[str]:
         """Name the hosts' references to volumes."""

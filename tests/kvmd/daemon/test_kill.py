@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from tests.kvmd.daemon.harness import Daemon, Site, record, running
+from tests.kvmd.daemon.ranges import PROBE_SIZE, assert_nothing_is_asked_for_again, stored_ranges
 from tests.support import images
 from tests.support.brokers import Broker
-from tests.support.hostile import Exchange, HostileServer
+from tests.support.hostile import HostileServer
 from tests.support.programs import require_program
 from tests.support.waiting import eventually
 
 IMAGE = images.qcow2(data_size=512 << 10)
 MIB = 1 << 20
-PROBE = "bytes=0-65535"
-PROBE_SIZE = 65536
 SOCKET_BUFFERS = 4 * 65536
 """Four connections' worth of bytes that were on their way when the process was killed."""
 
@@ -75,9 +73,8 @@ async def test_a_download_goes_on_from_its_last_checkpoint(kvmd: Daemon, lab: Si
 
     await lab.watch.replica("deb12", "ready", timeout_s=30)
     assert kvmd.volume("deb12").read_bytes() == image
-    again = [asked(one) for one in hostile.requests[requests:] if one.header("Range") != PROBE]
-    assert again
-    assert all(end <= low or high <= start for start, end in again for low, high in stored)
+    assert len(hostile.requests) > requests + 1
+    assert_nothing_is_asked_for_again(hostile.requests[requests:], stored)
     refetched = hostile.bytes_sent("disk.raw") - before - (len(image) - kept)
     assert refetched <= PROBE_SIZE + SOCKET_BUFFERS
     assert len({one.session for one in lab.watch.replicas("deb12")} - {None}) == 1
@@ -109,15 +106,3 @@ async def test_a_commit_that_is_killed_is_finished_without_a_second_download(
         await lab.deploy(template, ensure="absent")
         await lab.watch.replica("deb12", "absent")
         assert not after.volume("deb12").exists()
-
-
-def stored_ranges(journal: Path) -> list[tuple[int, int]]:
-    """Read which bytes a partial volume's journal vouches for."""
-    document = json.loads(journal.read_text().splitlines()[0])  # then comes its CRC
-    return [(int(start), int(end)) for start, end in document["stored"]]
-
-
-def asked(exchange: Exchange) -> tuple[int, int]:
-    """Read which bytes a request wants, end excluded."""
-    low, _, high = (exchange.header("Range") or "").removeprefix("bytes=").partition("-")
-    return int(low), int(high) + 1

@@ -11,7 +11,8 @@ import pytest
 
 from kvmwire.status import ReplicaState, ReplicaStatus
 from tests.kvmd.daemon.harness import Site, record
-from tests.kvmd.daemon.shared import CHECKPOINT_SLACK, MIB, PROBE_SIZE, SharedHost, sharing
+from tests.kvmd.daemon.ranges import PROBE_SIZE, assert_nothing_is_asked_for_again
+from tests.kvmd.daemon.shared import MIB, SharedHost, sharing
 from tests.support import images
 from tests.support.brokers import Broker, MosquittoBroker
 from tests.support.hostile import HostileServer
@@ -20,6 +21,8 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.parametrize("broker_kind", [MosquittoBroker], ids=["mosquitto"], indirect=True)
 
 IMAGE = images.raw(6 * MIB, seed=21)
+LARGE = images.raw(12 * MIB, seed=24)
+"""Takes three seconds at a MiB a second and connection, and has a checkpoint after two."""
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ async def holder_of(lab: Site, hosts: list[SharedHost], template: str = "deb12")
     return await eventually(found, what="one downloads, the other waits")
 
 
-async def stored(hostile: HostileServer, *, at_least: int, name: str = "disk.raw") -> None:
+async def sent(hostile: HostileServer, *, at_least: int, name: str = "disk.raw") -> None:
     """Wait until the origin has sent so much."""
     await eventually(lambda: hostile.bytes_sent(name) >= at_least, what=f"{at_least} bytes came", timeout_s=15)
 
@@ -74,15 +77,19 @@ async def test_three_hosts_download_an_image_once_and_the_others_say_who_does(
 async def test_where_the_holder_is_killed_another_host_goes_on_from_its_journal(
     hosts: list[SharedHost], lab: Site, hostile: HostileServer
 ) -> None:
-    hostile.add("disk.raw", IMAGE)
+    hostile.add("disk.raw", LARGE)
     async with sharing(*hosts[:2]):
-        await lab.deploy(record("deb12", hostile.url("disk.raw", rate=MIB), IMAGE))
+        await lab.deploy(record("deb12", hostile.url("disk.raw", rate=MIB), LARGE))
         holder, other = await holder_of(lab, hosts[:2])
-        await stored(hostile, at_least=len(IMAGE) * 3 // 4)
+        await eventually(holder.stored, what="a checkpoint")
         await holder.kill()
+        stored, requests, before = holder.stored(), len(hostile.requests), hostile.bytes_sent("disk.raw")
         await lab.watch.replica("deb12", "ready", host=other.host)
-        assert other.volume("deb12").read_bytes() == IMAGE
-        assert hostile.bytes_sent("disk.raw") <= len(IMAGE) + 4 * PROBE_SIZE + CHECKPOINT_SLACK
+        assert other.volume("deb12").read_bytes() == LARGE
+        assert_nothing_is_asked_for_again(hostile.requests[requests:], stored)
+        kept = sum(end - start for start, end in stored)
+        assert kept >= 2 * MIB
+        assert hostile.bytes_sent("disk.raw") - before <= len(LARGE) - kept + 2 * PROBE_SIZE
         assert other.references() == [f"deb12@{other.host}.ref"]
         await holder.start()
         await lab.watch.replica("deb12", "ready", host=holder.host)
@@ -97,7 +104,7 @@ async def test_a_holder_that_is_stopped_and_wakes_up_late_finds_the_volume_of_th
     async with sharing(*hosts[:2]):
         await lab.deploy(record("deb12", hostile.url("disk.raw", rate=MIB), IMAGE))
         holder, other = await holder_of(lab, hosts[:2])
-        await stored(hostile, at_least=len(IMAGE) // 2)
+        await sent(hostile, at_least=len(IMAGE) // 2)
         holder.process.signal(signal.SIGSTOP)
         await lab.watch.replica("deb12", "ready", host=other.host)
         inode = other.volume("deb12").stat().st_ino
@@ -116,7 +123,7 @@ async def test_a_host_that_ends_lets_another_go_on_at_once(
     async with sharing(*hosts[:2]):
         await lab.deploy(record("deb12", hostile.url("disk.raw", rate=MIB), IMAGE))
         holder, other = await holder_of(lab, hosts[:2])
-        await stored(hostile, at_least=len(IMAGE) // 2)
+        await sent(hostile, at_least=len(IMAGE) // 2)
         assert await holder.stop() == 0
         assert [name.rpartition(".")[2] for name in other.leftovers()] == ["idle", "json"]
         await lab.watch.replica("deb12", "ready", host=other.host)
