@@ -196,6 +196,8 @@ READ_FD(ssize_t, pread, (int fd, void *data, size_t size, off_t offset), fd, dat
 READ_FD(ssize_t, pread64, (int fd, void *data, size_t size, off64_t offset), fd, data, size, offset)
 READ_FD(ssize_t, preadv, (int fd, const struct iovec *parts, int count, off_t offset), fd, parts, count, offset)
 READ_FD(ssize_t, preadv64, (int fd, const struct iovec *parts, int count, off64_t offset), fd, parts, count, offset)
+READ_FD(ssize_t, preadv2, (int fd, const struct iovec *parts, int count, off_t offset, int flags), fd, parts, count, offset, flags)
+READ_FD(ssize_t, preadv64v2, (int fd, const struct iovec *parts, int count, off64_t offset, int flags), fd, parts, count, offset, flags)
 
 AT(int, mkdir, (const char *path, mode_t mode), AT_FDCWD, path, path, mode)
 AT(int, mkdirat, (int folder, const char *path, mode_t mode), folder, path, folder, path, mode)
