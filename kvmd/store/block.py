@@ -6,31 +6,34 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from kvmd.core.allotment import Holding, Slot
+from kvmd.core.allotment import Holding
+from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.domain import QEMU_FORMATS
+from kvmd.core.entity import Entity
 from kvmd.core.garbage import Remnant
 from kvmd.core.image import FoundFormat
 from kvmd.core.placement import Placement, Stored
-from kvmd.errors import ConvertError, ExistsError, KvmdError, PoolMissingError, StoreIoError
+from kvmd.core.ranges import ByteRange, RangeSet
+from kvmd.errors import ConvertError, ExistsError, KvmdError, PoolMissingError, StoreError, StoreIoError
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.pools import FIXED, REMOTE
 from kvmd.hypervisor.volumes import BlockPool, Server, server_of
-from kvmd.ports import PoolStore, Volume, VolumeRequest
+from kvmd.ports import Volume, VolumeRequest
+from kvmd.store import placed
 from kvmd.store.allotting import Allotter
 from kvmd.store.calls import translated
-from kvmd.store.devices import Device, LocalDevice
+from kvmd.store.directory import DirectoryStore
+from kvmd.store.partial import PartialVolume
 from kvmd.store.patience import patiently
-from kvmd.store.placing import check_same, digest_device, head_of, place, sample_of
-from kvmd.store.remote import remote_device
 from kvmd.store.staging import STAGING
 from kvmd.store.wrapped import WrappedVolume
 from kvmwire.digest import Algorithm
@@ -59,7 +62,7 @@ class BlockStore:
         pool: str,
         connection: Connection,
         *,
-        staging: PoolStore,
+        staging: DirectoryStore,
         folder: Path,
         units: Sequence[str],
         is_sparse: bool,
@@ -81,6 +84,8 @@ class BlockStore:
             await self._allotter.expect_room(pool, request.name, request.size)
         await self._on_thread(self._make_folder)
         inner = await self._staging.open(replace(request, copy_of=None))
+        if request.copy_of is not None and inner.checkpoint is None and request.copy_of.size == request.size:
+            inner = await self._filled(inner, request, pool)
         return StagedVolume(inner, partial(self._place, request))
 
     async def find(self, name: str, *, known: Placement | None, algorithm: Algorithm) -> Stored | None:
@@ -90,7 +95,7 @@ class BlockStore:
         if holding is None:
             return None
         server = await self._server(pool)
-        work = partial(_examine, holding, server=server, known=known, algorithm=algorithm)
+        work = partial(placed.examine, holding, server=server, known=known, algorithm=algorithm)
         stored = await self._stoppably(f"reading {holding.slot.path}", work)
         with suppress(KvmdError):  # what a crash left after the volume was ready
             await self._forget_staged(holding)
@@ -104,7 +109,7 @@ class BlockStore:
         if holding is None:
             return None
         server, algorithm = await self._server(pool), placement.digest.algorithm
-        work = partial(_reread, holding, server=server, algorithm=algorithm, rate=rate)
+        work = partial(placed.reread, holding, server=server, algorithm=algorithm, rate=rate)
         return await self._stoppably(f"reading {placement.path}", work)
 
     async def dependents(self, path: str) -> Sequence[str]:
@@ -119,7 +124,7 @@ class BlockStore:
         if holding is None or not holding.placement().is_same_file(placement):
             return False
         server = await self._server(pool)
-        work = partial(_is_untouched, holding, server=server)
+        work = partial(placed.is_untouched, holding, server=server)
         if not await self._stoppably(f"removing {placement.path}", work):
             return False
         await self._allotter.vacate(holding)
@@ -175,7 +180,7 @@ class BlockStore:
         slot = await patiently(lambda: self._allotter.claim(request.name, size))
         try:
             server = await patiently(lambda: self._server(pool))
-            work = partial(_put, slot, server=server, source=source, staged=staged, is_sparse=self._is_sparse)
+            work = partial(placed.put, slot, server=server, source=source, staged=staged, is_sparse=self._is_sparse)
             sample = await self._stoppably(f"placing {request.name} on {slot.path}", work)
             pool, now = await self._looked_up(request.name)
             if now != before:
@@ -192,6 +197,29 @@ class BlockStore:
         with suppress(KvmdError):  # then the next look at the volume does it
             await self._allotter.vacate_superseded(pool)
         return holding.placement()
+
+    async def _filled(self, volume: PartialVolume, request: VolumeRequest, pool: BlockPool) -> PartialVolume:
+        """Fill a fresh volume from the one of the same content, where a device of this machine leads to it. Else it is downloaded."""
+        other = request.copy_of
+        holding = None if other is None else await self._allotter.holding_of(other, pool)
+        if other is None or holding is None or pool.type in REMOTE or not holding.placement().is_same_file(other):
+            return volume
+        whole = RangeSet((ByteRange(0, other.size),))
+        checkpoint = Checkpoint(Entity(other.size, has_ranges=True), promised=(other.digest,), stored=whole)
+        try:
+            with translated(f"copying {holding.slot.path}"):
+                source = await self._on_thread(os.open, holding.slot.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                await volume.take_over(checkpoint, source)
+            finally:
+                os.close(source)
+        except StoreError:
+            await volume.close(discard=True)
+            return await self._staging.open(replace(request, copy_of=None))
+        except BaseException:
+            await volume.close(discard=True)
+            raise
+        return volume
 
     async def _looked_up(self, name: str) -> tuple[BlockPool, Holding | None]:
         pool = await patiently(self._allotter.look)
@@ -269,62 +297,6 @@ class StagedVolume(WrappedVolume):
     async def close(self, *, discard: bool) -> None:
         """See the port."""
         await self._inner.close(discard=discard or self._is_placed)
-
-
-@contextmanager
-def _opened(slot: Slot, server: Server | None, *, is_written: bool) -> Generator[Device]:
-    if server is None:
-        with LocalDevice(slot.path, capacity=slot.capacity, is_written=is_written) as device:
-            yield device
-    else:
-        with remote_device(server, slot, is_written=is_written) as device:
-            yield device
-
-
-def _put(
-    slot: Slot, stopped: threading.Event, *, server: Server | None, source: int, staged: Stored, is_sparse: bool
-) -> str:
-    """Write the image, read it back, and give its sample."""
-    size, expected = staged.placement.size, staged.placement.digest
-    with _opened(slot, server, is_written=True) as device:
-        place(source, device, size=size, is_sparse=is_sparse, stopped=stopped)
-    with _opened(slot, server, is_written=False) as device:
-        device.sync()
-        actual = digest_device(device, size=size, algorithm=expected.algorithm, stopped=stopped)
-        check_same(expected, actual, path=slot.path)
-        return sample_of(device, size=size)
-
-
-def _examine(
-    holding: Holding, stopped: threading.Event, *, server: Server | None, known: Placement | None, algorithm: Algorithm
-) -> Stored:
-    """Tell what the volume holds; hashes it unless it is provably the known one."""
-    with _opened(holding.slot, server, is_written=False) as device:
-        device.sync()
-        now = holding.placement(is_sampled=sample_of(device, size=holding.size) == holding.sample)
-        image = head_of(device, size=holding.size)
-        if known is not None and known.digest.algorithm is algorithm and now.is_same_file(known):
-            digest = known.digest
-        else:
-            digest = digest_device(device, size=holding.size, algorithm=algorithm, stopped=stopped)
-    made_of = holding.provenance if digest == holding.digest else None
-    return Stored(replace(now, digest=digest), image, provenance=made_of)
-
-
-def _reread(
-    holding: Holding, stopped: threading.Event, *, server: Server | None, algorithm: Algorithm, rate: int
-) -> Placement:
-    with _opened(holding.slot, server, is_written=False) as device:
-        device.sync()
-        digest = digest_device(device, size=holding.size, algorithm=algorithm, stopped=stopped, rate=rate)
-        is_sampled = sample_of(device, size=holding.size) == holding.sample
-        return replace(holding.placement(is_sampled=is_sampled), digest=digest)
-
-
-def _is_untouched(holding: Holding, _: threading.Event, *, server: Server | None) -> bool:
-    """Whether the volume still holds what was put there, as far as a sample tells. Raises InUseError where it is claimed."""
-    with _opened(holding.slot, server, is_written=True) as device:
-        return sample_of(device, size=holding.size) == holding.sample
 
 
 def _is_replaced(before: Holding, replaces: Placement | None) -> bool:

@@ -72,6 +72,8 @@ async def test_a_pool_of_units_needs_some_that_may_be_overwritten(libvirtd: Libv
         one = LibvirtPool(type="libvirt", uri=libvirtd.uri, pool="far")
         (finding,) = await check_pools(_settings(far=one))
         assert await check_pools(_settings(far=one.model_copy(update={"units": pool.units}))) == []
+        (shared,) = await check_pools(_settings(far=one.model_copy(update={"units": pool.units, "shared": True})))
     assert (finding.key, finding.severity) == ("pools.far.units", "error")
+    assert shared.key == "pools.far.shared"
     assert "none is named that may be overwritten" in finding.message
     assert 'units = ["unit:0:0:1"]' in finding.hint

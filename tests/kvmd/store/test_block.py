@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from kvmd.core.placement import Stored
-from kvmd.errors import ConvertError, InUseError, NoSpaceError
+from kvmd.errors import ConvertError, InUseError, NoSpaceError, StoreIoError
 from kvmd.hypervisor.connection import Connection
-from kvmd.store import block
+from kvmd.store import placed
 from kvmd.store.block import BlockStore
+from kvmd.store.devices import Device
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolState
 from tests.kvmd.store.blocks import (
@@ -134,6 +135,18 @@ async def test_zeros_are_written_where_the_pool_keeps_no_holes(
 
 
 @only_disk
+async def test_the_same_content_is_copied_from_another_volume(store: BlockStore, volume_bytes: ReadVolume) -> None:
+    other = await make(store)
+    volume = await store.open(replace(request("copy"), copy_of=other))
+    assert volume.checkpoint is not None
+    assert volume.checkpoint.stored.length == SIZE
+    assert (await volume.seal(SIZE)).placement.digest == other.digest
+    await volume.commit()
+    await volume.close(discard=False)
+    assert volume_bytes("copy") == volume_bytes("disk") == CONTENT
+
+
+@only_disk
 async def test_zeros_give_space_back_where_the_device_can(
     store: BlockStore, pool: BlockPool, libvirtd: Libvirtd
 ) -> None:
@@ -185,14 +198,14 @@ async def test_a_full_pool_says_so_before_anything_is_fetched_and_in_the_end(sto
 async def test_a_device_that_does_not_keep_what_is_written_is_found_out(
     store: BlockStore, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    placed = block.place
+    place = placed.place
 
-    def spoilt(source: int, device: block.Device, *, size: int, is_sparse: bool, stopped: threading.Event) -> None:
-        placed(source, device, size=size, is_sparse=is_sparse, stopped=stopped)
+    def spoilt(source: int, device: Device, *, size: int, is_sparse: bool, stopped: threading.Event) -> None:
+        place(source, device, size=size, is_sparse=is_sparse, stopped=stopped)
         device.write(memoryview(b"rot"), SIZE // 2)
 
-    monkeypatch.setattr(block, "place", spoilt)
-    with pytest.raises(block.StoreIoError, match="was read back from it after it was written"):
+    monkeypatch.setattr(placed, "place", spoilt)
+    with pytest.raises(StoreIoError, match="was read back from it after it was written"):
         await make(store)
     assert holdings(staging) == {}
     assert await found(store) is None
