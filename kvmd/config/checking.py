@@ -21,6 +21,7 @@ from kvmd.errors import ConfigError
 from kvmwire.certificates import WARN_BEFORE
 
 _MAX_PEM_SIZE = 4 << 20
+_INSTALL = "Install qemu-utils (Debian) or qemu-img."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ def check(settings: Settings, *, now: datetime) -> list[Finding]:
         *_check_tls(settings.mqtt, now),
         *_check_trust(settings.trust, now),
         *_check_inspector(settings.inspector),
+        *_check_converter(settings),
     ]
 
 
@@ -65,7 +67,13 @@ def _check_inspector(inspector: InspectorSettings) -> Iterator[Finding]:
             hint = "systemctl enable --now kvmd-inspector.socket"
             yield _error("inspector.socket", f"{inspector.socket} is no socket, or not there", hint)
     elif inspector.required and shutil.which("qemu-img") is None:
-        yield _error("inspector.required", "qemu-img is not installed", "Install qemu-utils (Debian) or qemu-img.")
+        yield _error("inspector.required", "qemu-img is not installed", _INSTALL)
+
+
+def _check_converter(settings: Settings) -> Iterator[Finding]:
+    names = [name for name, pool in settings.pools.items() if pool.format == "raw"]
+    if names and shutil.which("qemu-img") is None:
+        yield _error(f"pools.{names[0]}.format", "qemu-img, which makes raw images, is not installed", _INSTALL)
 
 
 def _check_password(mqtt: MqttSettings) -> Iterator[Finding]:

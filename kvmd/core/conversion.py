@@ -25,8 +25,8 @@ def check_convertible(image: ImageHead) -> None:
             "it cannot be converted; refused.",
             hint="Publish it as raw (LUKS), or deploy it to a pool that keeps formats.",
         )
-    if image.virtual_size is None:
-        raise ConvertError(f"the {image.format} does not tell its virtual size; it was not converted.")
+    if not image.virtual_size:
+        raise ConvertError(f"the {image.format} tells no virtual size; it was not converted.")
 
 
 def check_converted(image: ImageHead, *, size: int, policy: ImagePolicy) -> ImageHead:

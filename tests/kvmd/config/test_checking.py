@@ -150,3 +150,11 @@ def test_an_inspector_that_cannot_be_used_is_an_error(tmp_path: Path, monkeypatc
     needed = settings.model_copy(update={"inspector": InspectorSettings(required=True)})
     assert "qemu-img is not installed" in _one(check(needed, now=NOW), "inspector.required", "error")
     assert check(settings, now=NOW) == []
+
+
+def test_a_pool_of_raw_volumes_needs_qemu_img(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, pool = _settings(tmp_path), DirectoryPool(path=tmp_path / "pool", format="raw")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert check(settings, now=NOW) == []
+    raw = settings.model_copy(update={"pools": {"fast": pool}})
+    assert "is not installed" in _one(check(raw, now=NOW), "pools.fast.format", "error")
