@@ -135,13 +135,6 @@ def _shortcomings(name: str, pool: LibvirtPool, facts: PoolFacts) -> list[Findin
     if facts.type not in FOLDERS and pool.shared:
         message = f"libvirt's pool {pool.pool} is of type {facts.type}: only pools of files are shared between hosts"
         found.append(Finding(f"pools.{name}.shared", "error", message, "Remove the setting."))
-    if facts.type in BLOCKS and pool.shared:
-        message = f"libvirt's pool {pool.pool} is of type {facts.type}, and only pools of files can be shared"
-        found.append(
-            Finding(
-                f"pools.{name}.shared", "error", message, "Leave `shared` out; name units of its own for each host."
-            )
-        )
     if facts.type in REMOTE and shutil.which("qemu-nbd") is None:
         message = f"qemu-nbd, which reaches volumes of type {facts.type}, is not installed"
         found.append(Finding(f"pools.{name}.type", "error", message, "apt install qemu-utils qemu-block-extra"))
