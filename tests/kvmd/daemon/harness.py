@@ -248,6 +248,23 @@ class Watch:
         return status
 
 
+class Heard:
+    """The topics on which a message came that fits. Each message is looked at once: there may be thousands."""
+
+    def __init__(self, client: MqttClient, fits: Callable[[Received], bool]) -> None:
+        self._client = client
+        self._fits = fits
+        self._looked_at = 0
+        self._topics: set[str] = set()
+
+    def count(self) -> int:
+        """Tell how many there are by now."""
+        news = self._client.messages[self._looked_at :]
+        self._looked_at += len(news)
+        self._topics.update(one.topic for one in news if self._fits(one))
+        return len(self._topics)
+
+
 class Site:
     """Publishes events and watches statuses over one connection."""
 
