@@ -59,9 +59,15 @@ class Intention:
 
 @dataclass(frozen=True, slots=True)
 class Vacant:
-    """A volume that is kvmd's and holds nothing that counts: it may be overwritten, and deleted."""
+    """A volume that is kvmd's and holds nothing that counts: it may be overwritten, and deleted.
+
+    ``sample`` is what a few of its first ``size`` bytes were when it was vacated, empty where nobody knows. Where it is another one
+    now, somebody has taken the volume for free, and it is not kvmd's any more.
+    """
 
     slot: Slot
+    size: int = 0
+    sample: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -39,16 +39,28 @@ T = TypeVar("T")
 
 
 class Allotter:
-    """The volumes of one pool that are kvmd's. ``units`` are those of a fixed pool that it may overwrite: no other ever is."""
+    """The volumes of one pool that are kvmd's. ``units`` are those of a fixed pool that it may overwrite: no other ever is.
+
+    ``is_as_left`` tells whether a vacant volume still holds what it held when it was vacated.
+    """
 
     def __init__(
-        self, name: str, pool: str, connection: Connection, *, notes: Path, units: Collection[str], executor: Executor
+        self,
+        name: str,
+        pool: str,
+        connection: Connection,
+        *,
+        notes: Path,
+        units: Collection[str],
+        is_as_left: Callable[[Vacant, BlockPool], Awaitable[bool]],
+        executor: Executor,
     ) -> None:
         self._name = name
         self._pool = pool
         self._connection = connection
         self._notes = Notes(notes)
         self._units = frozenset(units)
+        self._is_as_left = is_as_left
         self._executor = executor
         self._claiming = asyncio.Lock()
         self._worked_on: set[Slot] = set()
@@ -114,7 +126,7 @@ class Allotter:
     async def vacate(self, holding: Holding) -> None:
         """Have what it holds not count any more, and give the volume back to the pool."""
         async with self._claiming:
-            await self._write(Vacant(holding.slot))
+            await self._write(Vacant(holding.slot, holding.size, holding.sample))
             pool = await self.look()
             await self._delete(holding.slot, pool)
 
@@ -173,7 +185,17 @@ class Allotter:
                     await self._write(Vacant(made))
                     settled.append(Vacant(made))
                 await self._forget(note)
-        return settled
+        return settled if pool.type in FIXED else [note for note in settled if await self._is_kvmds(note, pool)]
+
+    async def _is_kvmds(self, note: Note, pool: BlockPool) -> bool:
+        """Whether a volume is not one that somebody took for free, because it was given back and libvirt could not delete it."""
+        if not isinstance(note, Vacant) or not note.sample or note.slot not in pool.slots:
+            return True
+        if await self._is_as_left(note, pool):
+            return True
+        log.warning("somebody else uses a volume that was kvmd's; it is left alone", volume=note.slot.path)
+        await self._forget(note)
+        return False
 
     async def _tidied(self, pool: BlockPool, vacant: Sequence[Slot]) -> BlockPool:
         """Delete own volumes that are of no use here, which may make the room that is missing."""

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from kvmd.core.allotment import Holding
+from kvmd.core.allotment import Holding, Vacant
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.domain import QEMU_FORMATS
 from kvmd.core.entity import Entity
@@ -75,7 +75,15 @@ class BlockStore:
         self._folder = folder
         self._is_sparse = is_sparse
         self._executor = executor
-        self._allotter = Allotter(name, pool, connection, notes=folder / NOTES, units=units, executor=executor)
+        self._allotter = Allotter(
+            name,
+            pool,
+            connection,
+            notes=folder / NOTES,
+            units=units,
+            is_as_left=self._is_as_left,
+            executor=executor,
+        )
 
     async def open(self, request: VolumeRequest) -> Volume:
         """See the port. Room in the pool is looked for, and taken only when the image is known to be good."""
@@ -220,6 +228,10 @@ class BlockStore:
             await volume.close(discard=True)
             raise
         return volume
+
+    async def _is_as_left(self, vacant: Vacant, pool: BlockPool) -> bool:
+        work = partial(placed.is_as_left, vacant, server=await self._server(pool))
+        return await self._stoppably(f"reading {vacant.slot.path}", work)
 
     async def _looked_up(self, name: str) -> tuple[BlockPool, Holding | None]:
         pool = await patiently(self._allotter.look)

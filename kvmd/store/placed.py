@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from kvmd.core.allotment import Holding, Slot
+from kvmd.core.allotment import Holding, Slot, Vacant
 from kvmd.core.placement import Placement, Stored
 from kvmd.hypervisor.volumes import Server
 from kvmd.store.devices import Device, LocalDevice
@@ -72,3 +72,9 @@ def is_untouched(holding: Holding, _: threading.Event, *, server: Server | None)
     """Whether the volume still holds what was put there, as far as a sample tells. Raises InUseError where it is claimed."""
     with opened(holding.slot, server, is_written=True) as device:
         return sample_of(device, size=holding.size) == holding.sample
+
+
+def is_as_left(vacant: Vacant, _: threading.Event, *, server: Server | None) -> bool:
+    """Whether a volume still holds what it held when it was vacated, as far as a sample tells."""
+    with opened(vacant.slot, server, is_written=False) as device:
+        return sample_of(device, size=vacant.size) == vacant.sample

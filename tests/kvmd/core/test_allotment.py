@@ -40,7 +40,7 @@ provenances = st.none() | st.builds(
 )
 notes: st.SearchStrategy[Note] = st.one_of(
     st.builds(Intention, texts, texts, st.integers(0, 1 << 50)),
-    st.builds(Vacant, slots),
+    st.builds(Vacant, slots, st.integers(0, 1 << 50), st.text(max_size=20)),
     st.builds(
         Holding,
         slots,
