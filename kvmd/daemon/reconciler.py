@@ -234,7 +234,7 @@ class Reconciler:
     async def _work(self, task: Assignment, store: PoolStore) -> None:
         """Run one session to its end; it raises nothing but what the journal does."""
         key = task.key
-        rules = self._rules
+        rules, sharing = self._rules, self._rules.shared.get(key.pool)
         edges = Edges(
             self._sources,
             store,
@@ -245,11 +245,14 @@ class Reconciler:
             rules.converter,
             keyring=rules.keyring,
             users=self._users.of,
-            sharing=rules.shared.get(key.pool),
+            sharing=sharing,
         )
 
         async def on_state(state: State) -> None:
             if isinstance(state, Waiting):
+                is_in_use = state.failure.code is FailureCode.IN_USE
+                if is_in_use and await self._waits_for_another(task, sharing, on_progress):
+                    return
                 left_s = (state.until - self._clock.now()).total_seconds()
                 self._due[key] = self._clock.monotonic() + max(0.0, left_s)
             progress = self._running[key].progress
@@ -263,7 +266,7 @@ class Reconciler:
             self._announcer.progress(key, progress)
 
         try:
-            if not await self._waits_for_another(task, edges.sharing, on_progress):
+            if not await self._waits_for_another(task, sharing, on_progress):
                 await Session(task.job, edges, Listener(on_state, on_progress)).run(task.opening)
         except KvmdError as exc:
             self._rest(exc)
@@ -299,8 +302,9 @@ class Reconciler:
         if holder is None:
             return False
         self._due[task.key] = self._clock.monotonic() + TURN_S
-        replica = waiting_turn(task, holder, now=self._clock.now())
-        if not _says_the_same(replica, task.before):
+        before = self._record.replicas.get(task.key)
+        replica = waiting_turn(replace(task, before=before), holder, now=self._clock.now())
+        if not _says_the_same(replica, before):
             await self._replicas.keep(replica)
         if replica.status.progress is not None:
             on_progress(replica.status.progress)

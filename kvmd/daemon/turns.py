@@ -17,7 +17,10 @@ TURN_S = 1.0
 
 
 def waiting_turn(task: Assignment, holder: Holder, *, now: datetime) -> Replica:
-    """Give the replica while the other host is at it: ``waiting``, or ``failed`` once its deadline has passed."""
+    """Give the replica while the other host is at it: ``waiting``, or ``failed`` once its deadline has passed.
+
+    Nothing has gone wrong, so it has no code; and when it goes on nobody knows.
+    """
     terms, progress = task.job.terms, progress_of(holder)
     if terms.deadline is not None and now >= terms.deadline:
         late = DeadlineError(
@@ -27,8 +30,7 @@ def waiting_turn(task: Assignment, holder: Holder, *, now: datetime) -> Replica:
         return replica_of(task, Failed(late.failure), progress=progress, now=now)
     failure = MadeElsewhereError(terms.volume, host=holder.host).failure
     waiting = replica_of(task, Waiting(task.job.failures, failure, until=now), progress=progress, now=now)
-    timeless = waiting.status.model_copy(update={"next_attempt": None})  # when that is nobody knows
-    return replace(waiting, status=timeless)
+    return replace(waiting, status=waiting.status.model_copy(update={"code": None, "next_attempt": None}))
 
 
 def progress_of(holder: Holder) -> Progress | None:
