@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,21 @@ from tests.support.waiting import eventually
 BOOT_S = 15.0
 
 
-def machine_host(folder: Path, url: str, libvirtd: Libvirtd, *, pool_format: str = "keep", **machines: Any) -> Daemon:
+def machine_host(
+    folder: Path,
+    url: str,
+    libvirtd: Libvirtd,
+    *,
+    pool_format: str = "keep",
+    env: Mapping[str, str] | None = None,
+    **machines: Any,
+) -> Daemon:
     """Give a daemon whose only pool is libvirt's pool ``images``, and which makes machines under emulation."""
     tables = {
         "machines": {"uri": libvirtd.uri, "type": "qemu", "network": "none", **machines},
         "pools": {"default": {"type": "libvirt", "uri": libvirtd.uri, "pool": "images", "format": pool_format}},
     }
-    return Daemon(folder, url, tables=tables)
+    return Daemon(folder, url, tables=tables, env=env)
 
 
 def define_pool(libvirtd: Libvirtd, folder: Path) -> None:
