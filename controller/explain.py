@@ -164,7 +164,7 @@ def _next(fleet: Fleet, template: str, host: str, selecting: list[Deployment]) -
 def _next_of(status: ReplicaStatus, template: str, host: str) -> str:
     match status.state:
         case ReplicaState.READY | ReplicaState.ABSENT:
-            return "Nothing."
+            return status.hint or "Nothing."
         case ReplicaState.WAITING:
             return f"{status.hint or 'Remove the cause.'} At once: kvmctl recheck {template} --host {host}"
         case ReplicaState.FAILED | ReplicaState.CANCELLED:

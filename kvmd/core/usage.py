@@ -32,8 +32,8 @@ def files_in(*descriptions: str) -> DomainFiles:
     paths, volumes, ends, known = set[str](), set[tuple[str, str]](), set[str](), set[str]()
     for xml in descriptions:
         for element in _elements(ET.fromstring(xml)):  # noqa: S314 - libvirt's own words
-            for text in (*element.attrib.values(), element.text or ""):
-                paths.update(_PATH.findall(text.strip()))
+            for text in (*element.attrib.values(), (element.text or "").strip()):
+                paths.update([text] if text.startswith("/") else (), _PATH.findall(text))
             source = element.find("source") if element.tag in _LAYERS else None
             if source is None:
                 continue

@@ -52,10 +52,10 @@ class LibvirtDomains:
             return ""
         todo, seen = files.open_ended, frozenset[str]()
         for _ in range(_MAX_DEPTH):
-            below, closed = await self._on_thread(_below, todo)
-            if closed:
-                told = await _ask(connection, partial(_told_below, paths=closed), "asking what its disks stand on")
-                if unknown := sorted(one for one, found in told.items() if found is None):
+            below, unseen = await self._on_thread(_below, todo)
+            if unseen:
+                told = await _ask(connection, partial(_told_below, paths=unseen), "asking what its disks stand on")
+                if unknown := sorted(one for one, found in told.items() if found is None and not unseen[one]):
                     return f"its disk {unknown[0]} cannot be read, so that nobody knows what it stands on"
                 below |= {found for found in told.values() if found}
             seen |= todo
@@ -135,17 +135,18 @@ def _has(paths: Collection[str], path: str) -> bool:
     return False
 
 
-def _below(paths: Collection[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """Read what images stand on, and tell which may not be read. What is not there stands on nothing. Blocking."""
-    found, closed = set[str](), set[str]()
+def _below(paths: Collection[str]) -> tuple[frozenset[str], Mapping[str, bool]]:
+    """Read what images stand on, and tell which could not be read, and whether they seem not to be there. Blocking.
+
+    A service does not see every folder: libvirt may.
+    """
+    found, unseen = set[str](), dict[str, bool]()
     for path in paths:
         try:
             found |= _references(path)
-        except FileNotFoundError:
-            continue
-        except (OSError, KvmdError):
-            closed.add(path)
-    return frozenset(found), frozenset(closed)
+        except (OSError, KvmdError) as exc:
+            unseen[path] = isinstance(exc, FileNotFoundError)
+    return frozenset(found), unseen
 
 
 def _references(path: str) -> frozenset[str]:

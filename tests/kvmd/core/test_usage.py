@@ -73,7 +73,7 @@ def test_what_the_live_description_tells_counts_for_the_persistent_one() -> None
     assert files_in(live, persistent).open_ended == frozenset()
 
 
-letters = st.text("abcdefghijklmnopqrstuvwxyz0123456789._+- ", min_size=1, max_size=20)
+letters = st.text("abcdefghijklmnopqrstuvwxyz0123456789._+-,'={} ", min_size=1, max_size=20)
 
 
 @given(st.lists(letters, min_size=1, max_size=4), st.integers(0, 4))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 from itertools import pairwise
 
 import pytest
 
 from tests.kvmd.daemon.harness import HOST, Daemon, Site, record, sha256
+from tests.kvmd.image.zoo import snapshotted
 from tests.support import images
 from tests.support.hostile import HostileServer
 from tests.support.waiting import eventually
@@ -229,3 +231,15 @@ async def test_a_compressed_image_becomes_a_volume_that_is_recognised_later(
     await eventually(lambda: lab.watch.states("deb12").count("ready") > 1, timeout_s=5)
     assert lab.watch.states("deb12")[len(WAY) :] == ["queued", "probing", "ready"]
     assert len(hostile.requests_for("disk.gz")) == fetched
+
+
+async def test_what_is_accepted_and_worth_knowing_is_told(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
+    path = kvmd.folder / "snapshotted.qcow2"
+    await asyncio.to_thread(snapshotted, path)
+    image = path.read_bytes()
+    hostile.add("disk", image)
+    await lab.deploy(record("deb12", hostile.url("disk"), image))
+
+    ready = await lab.watch.replica("deb12", "ready")
+
+    assert ["1 snapshots and 1 bitmaps" in one for one in ready.warnings] == [True]
