@@ -22,8 +22,9 @@ from kvmwire.digest import Digest
 _VERSION = 1
 SECTOR = 4096
 """Volumes are asked for in multiples of so many bytes: no device has larger sectors."""
-SLACK = 64 << 20
-"""A pool may give so many bytes more than it is asked for: an extent of LVM has 4 MiB, unless somebody chose otherwise."""
+SLACK, PARTITION_SLACK = 64 << 20, 1 << 20
+"""A pool may give so many bytes more than it is asked for: an extent of LVM has 4 MiB, unless somebody chose otherwise; a partition
+is cut to sectors, or aligned to 1 MiB."""
 _DIGITS = tuple("0123456789")
 
 
@@ -54,7 +55,8 @@ class Intention:
     def covers(self, slot: Slot) -> bool:
         """Whether the volume is the one that was to be made."""
         is_named = (slot.pool, slot.volume) == (self.pool, self.volume)
-        return is_named and self.size <= slot.capacity <= self.size + SLACK
+        slack = SLACK if slot.start is None else PARTITION_SLACK
+        return is_named and self.size <= slot.capacity <= self.size + slack
 
 
 @dataclass(frozen=True, slots=True)

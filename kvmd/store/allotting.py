@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -32,6 +31,7 @@ from kvmd.hypervisor.pools import FIXED, NUMBERED
 from kvmd.hypervisor.volumes import BlockPool, block_pool, create_volume, delete_volume
 from kvmd.log import get_logger
 from kvmd.store.calls import translated
+from kvmd.store.devices import refusal
 from kvmd.store.notes import Notes
 
 log = get_logger(__name__)
@@ -258,9 +258,11 @@ class Allotter:
 
 
 def _with_keys(pool: BlockPool) -> BlockPool:
-    """Give the partitions the keys that their table has for them."""
-    with Path(pool.device).open("rb") as disk:
-        os.posix_fadvise(disk.fileno(), 0, HEAD, os.POSIX_FADV_DONTNEED)
-        ids = partition_ids(disk.read(HEAD))
+    """Give the partitions the keys that their table has for them. Raises PoolReadonlyError where kvmd may not open the disk."""
+    try:
+        with Path(pool.device).open("rb") as disk:
+            ids = partition_ids(disk.read(HEAD))
+    except OSError as exc:
+        raise refusal(pool.device, exc) from exc
     keyed = [replace(slot, key=ids.get(-1 if slot.start is None else slot.start, "")) for slot in pool.slots]
     return replace(pool, slots=keyed)

@@ -23,7 +23,15 @@ from kvmd.core.garbage import Remnant
 from kvmd.core.image import FoundFormat
 from kvmd.core.placement import Placement, Stored
 from kvmd.core.ranges import ByteRange, RangeSet
-from kvmd.errors import ConvertError, ExistsError, KvmdError, PoolMissingError, StoreError, StoreIoError
+from kvmd.errors import (
+    ConvertError,
+    ExistsError,
+    KvmdError,
+    PoolMissingError,
+    PoolReadonlyError,
+    StoreError,
+    StoreIoError,
+)
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.pools import FIXED, REMOTE
 from kvmd.hypervisor.volumes import BlockPool, Server, server_of
@@ -165,6 +173,8 @@ class BlockStore:
             capacity, available = pool.capacity, pool.available
             if pool.type in FIXED:
                 capacity, available = await self._allotter.units(pool)
+        except PoolReadonlyError:
+            return status.model_copy(update={"state": PoolState.READONLY})
         except KvmdError:
             return status
         return PoolStatus(

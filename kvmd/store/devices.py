@@ -60,7 +60,7 @@ class LocalDevice:
         try:
             self._fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
-            raise _refusal(path, exc) from exc
+            raise refusal(path, exc) from exc
         try:
             self._size = self._checked(path, capacity)
         except BaseException:
@@ -121,16 +121,17 @@ class LocalDevice:
         return size
 
 
-def _refusal(path: str, error: OSError) -> Exception:
+def refusal(path: str, error: OSError) -> Exception:
+    """Give the error for a device that cannot be opened."""
     match error.errno:
         case errno.EBUSY:
             return InUseError(
-                f"volume {path}: somebody has claimed the device: mounted it, or made it part of another; it was left as it is.",
+                f"{path}: somebody has claimed the device: mounted it, or made it part of another; it was left as it is.",
                 hint="Let go of it (findmnt, lsblk), then it goes on by itself.",
             )
         case errno.EACCES | errno.EPERM:
             return PoolReadonlyError(
-                f"volume {path}: kvmd may not open the device: {error.strerror}.",
+                f"{path}: kvmd may not open the device: {error.strerror}.",
                 hint="Let kvmd's user read and write it (group disk), and its unit see it: see the page on pools of libvirt.",
             )
         case _:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmd.core.allotment import (
+    PARTITION_SLACK,
     SLACK,
     Holding,
     Intention,
@@ -91,9 +92,11 @@ def test_anything_else_is_no_note(content: bytes) -> None:
     ("there", "is_made"),
     [
         (slot(capacity=4096), True),
-        (slot(capacity=4096 + SLACK), True),
+        (slot(capacity=4096 + PARTITION_SLACK), True),
         (slot(capacity=4095), False),
-        (slot(capacity=4097 + SLACK), False),
+        (slot(capacity=4097 + PARTITION_SLACK), False),
+        (replace(slot(capacity=4096 + SLACK), start=None), True),
+        (replace(slot(capacity=4097 + SLACK), start=None), False),
         (slot("vda2", capacity=4096), False),
         (slot(capacity=4096, pool="other"), False),
     ],
