@@ -49,15 +49,22 @@ def open_shared(pool: Path) -> int:
     outer = open_folder(pool)
     try:
         for name in (STAGING, SHARED):
-            with suppress(FileExistsError):
-                os.mkdir(name, 0o700, dir_fd=outer)
-            inner = open_folder(name, within=outer)
+            inner = _open_or_make(name, within=outer)
             os.close(outer)
             outer = inner
     except BaseException:
         os.close(outer)
         raise
     return outer
+
+
+def _open_or_make(name: str, *, within: int) -> int:
+    try:
+        return open_folder(name, within=within)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=within)
+        return open_folder(name, within=within)
 
 
 class Leases:
