@@ -17,6 +17,7 @@ from kvmd.config.fields import (
     BrokerAddress,
     BrokerUrl,
     KeyPath,
+    LeaseSeconds,
     Listen,
     Network,
     NetworkSetting,
@@ -145,9 +146,8 @@ class DirectoryPool(Section):
         default=False,
         description="whether other hosts have the same folder as a pool, as on NFS: then each image is downloaded once",
     )
-    lease_s: Seconds = Field(
+    lease_s: LeaseSeconds = Field(
         default=30.0,
-        le=3600,
         description="seconds after which another host of a shared pool goes on with the download of one that shows no life",
     )
 
@@ -187,9 +187,8 @@ class LibvirtPool(Section):
         default=False,
         description="whether other hosts have the same folder as a pool, as on NFS: then each image is downloaded once",
     )
-    lease_s: Seconds = Field(
+    lease_s: LeaseSeconds = Field(
         default=30.0,
-        le=3600,
         description="seconds after which another host of a shared pool goes on with the download of one that shows no life",
     )
 
