@@ -9,8 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from kvmd.core.admission import check_found
-from kvmd.core.checkpoint import Checkpoint
-from kvmd.core.compression import Bounds
 from kvmd.core.entity import Entity
 from kvmd.core.image import ImageHead
 from kvmd.core.manifest import Pieces
@@ -51,6 +49,7 @@ from kvmd.core.transitions import step
 from kvmd.engine.discovery import discovered
 from kvmd.engine.job import Job, Limits
 from kvmd.engine.lineup import Lineup
+from kvmd.engine.opening import volume_request
 from kvmd.engine.repair import damaged
 from kvmd.engine.shaping import Shaper
 from kvmd.engine.supply import Supply
@@ -68,8 +67,8 @@ from kvmd.errors import (
     TransferError,
 )
 from kvmd.log import get_logger
-from kvmd.ports import Clock, Converter, Inspector, Keyring, Packing, PoolStore, Sharing, Sources, Volume, VolumeRequest
-from kvmwire.digest import Algorithm, Digest
+from kvmd.ports import Clock, Converter, Inspector, Keyring, PoolStore, Sharing, Sources, Volume
+from kvmwire.digest import Digest
 from kvmwire.status import Progress
 
 log = get_logger(__name__)
@@ -330,38 +329,17 @@ class Session:
         )
 
     async def _open(self, entity: Entity, *, resumes: bool, copy_of: Placement | None = None) -> Volume:
-        job, promised, packing = self._job, self._expected, self._packing
-
-        def can_resume(checkpoint: Checkpoint) -> bool:
-            return resumes and checkpoint.can_resume(entity, promised=promised)
-
-        return await self._edges.store.open(
-            VolumeRequest(
-                name=job.terms.volume,
-                key=job.key(is_unpacked=packing is not None),
-                size=entity.size,
-                algorithms=self._algorithms(is_unpacked=packing is not None),
-                is_rewritten=self._pieces is not None and resumes,
-                resumes=can_resume,
-                copy_of=copy_of if packing is None else None,
-                packing=packing,
-            )
+        wanted = volume_request(
+            self._job,
+            self._known_supply,
+            entity,
+            promised=self._expected,
+            limits=self._edges.limits,
+            has_pieces=self._pieces is not None,
+            resumes=resumes,
+            copy_of=copy_of,
         )
-
-    def _algorithms(self, *, is_unpacked: bool) -> tuple[Algorithm, ...]:
-        """Give the digests to take of the bytes that are fetched; one of a packed file serves only to compare it."""
-        terms = self._job.terms
-        own = [self._job.algorithm] if not is_unpacked or terms.served is not None else []
-        return tuple(dict.fromkeys((*own, *(digest.algorithm for digest in self._found.digests))))
-
-    @property
-    def _packing(self) -> Packing | None:
-        """How what is fetched is to be unpacked; None where it is the image itself."""
-        compression, limits, images = self._known_supply.compression, self._edges.limits, self._job.terms.images
-        if compression is None:
-            return None
-        bounds = Bounds.of(max_size=limits.max_size, max_virtual_size=images.max_virtual_size, ratio=limits.max_ratio)
-        return Packing(compression, bounds, self._job.algorithm, is_hasty=not self._has_checksum)
+        return await self._edges.store.open(wanted)
 
     async def _inspect(self, image: ImageHead) -> None:
         """Have the whole image checked. Raises ImageInvalidError..., which name the volume."""
