@@ -19,14 +19,17 @@ _NEW = ".new"
 
 def put(path: str, content: bytes, *, is_new: bool) -> bool:
     """Write a file and sync it; False where it is there. Raises ExistsError where it is there and ``is_new``, or a StoreError."""
+    new = path + _NEW
     with _translated(path):
         if os.path.lexists(path):
             if is_new:
                 raise ExistsError(
                     f"{path}: there is such a file already, and nobody knows whose; it was left as it is."
                 )
+            with suppress(PermissionError):  # libvirt has handed it to QEMU's user, and the folder is sticky
+                Path(new).unlink(missing_ok=True)  # a crash came before it lost this name
+            _sync_folder(path)
             return False
-        new = path + _NEW
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
         try:
             with os.fdopen(fd, "wb") as file:
