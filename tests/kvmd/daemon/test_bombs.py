@@ -6,6 +6,7 @@ import gzip
 import lzma
 import struct
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def _of_xz(*, dictionary: int) -> bytes:
     return bytes(packed)
 
 
-BOMBS = {
+BOMBS: Mapping[str, Callable[[], bytes]] = {
     "gzip of zeros": lambda: gzip.compress(ZEROS, 9),
     "xz of zeros": lambda: lzma.compress(ZEROS, preset=0),
     "zip of zeros": lambda: zipped(("disk.img", ZEROS)),

@@ -129,10 +129,13 @@ class Target:
             "allocation": scenario.allocation.value,
         }
         code = self._ask(json.dumps(order))
-        lines = [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
+        lines: list[Mapping[str, Any]] = (
+            [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
+        )
         saved = max((line["saved"] for line in lines if "saved" in line), default=0)
         downloads = any("downloads" in line for line in lines)
-        return Ended(code, saved, next((line for line in lines if "state" in line), {}), downloads=downloads)
+        outcome: Mapping[str, Any] = next((line for line in lines if "state" in line), {"code": None})
+        return Ended(code, saved, outcome, downloads=downloads)
 
     def steps(self, scenario: Scenario) -> Sequence[Step]:
         """Give every step of an undisturbed session."""
