@@ -9,7 +9,8 @@ from datetime import datetime
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from kvmd.core.credential import Opened, open_credential
-from kvmd.core.desired import Arrival, CredentialRecord, Desired, HostRecord, Judgement, Stamp, judge, rechecked
+from kvmd.core.desired import CredentialRecord, Desired, HostRecord, Stamp, rechecked
+from kvmd.core.judging import Arrival, Judgement, judge
 from kvmd.core.warrant import Warrant, warrant
 from kvmd.errors import CredentialInvalidError, KvmdError, SignatureError
 from kvmd.log import get_logger

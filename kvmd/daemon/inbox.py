@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
+from kvmd.core.commands import commanded
 from kvmd.core.desired import (
-    Arrival,
     CredentialRecord,
     Desired,
     HostRecord,
-    Judgement,
     MachineWish,
     Recorded,
     ReplicaKey,
     Stamp,
     TemplateRecord,
-    judge,
-    judge_command,
-    rechecked,
 )
+from kvmd.core.judging import Arrival, Judgement, judge, judge_command
 from kvmd.core.restraint import Restraint, pause_s
 from kvmd.core.warrant import Warrant
 from kvmd.daemon.announcer import Announcer, Identity
@@ -34,7 +31,7 @@ from kvmd.ports import Clock, Delivery, Journal
 from kvmwire.codec import EventRefusedError, bare_id, decode_event
 from kvmwire.codes import FailureCode, WireError
 from kvmwire.events import CommandData, CredentialData, DeployData, Ensure, Event, RegisterData
-from kvmwire.status import Failure, Outcome, Receipt, ReplicaState
+from kvmwire.status import Failure, Outcome, Receipt
 from kvmwire.topics import (
     CommandTopic,
     CredentialTopic,
@@ -50,7 +47,6 @@ log = get_logger(__name__)
 
 MAX_SUBJECTS = 20_000
 """Templates, replicas or credentials that are remembered at most, of each."""
-_BEYOND_CANCELLING = {ReplicaState.READY, ReplicaState.ABSENT, ReplicaState.CANCELLED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,59 +235,12 @@ class Inbox:
         recorded = Recorded(self._receipt(event, judgement))
         verb = event.topic.verb if isinstance(event.topic, CommandTopic) else None
         if judgement.is_accepted:
-            recorded = replace(
-                recorded,
-                templates=self._templates_after(verb, data),
-                desired=self._desired_after(verb, data),
-                machines=self._machines_after(verb, data),
-            )
+            recorded = commanded(self._record, verb, data, recorded.receipt)
         await self._answer(event, judgement, delivery, recorded)
         if judgement.is_accepted and verb is Verb.ANNOUNCE:
             await self._announcer.announce()
         if judgement.is_accepted and verb is Verb.GC:
             self._reactions.on_gc(GcRequest(event.id, data.pool, is_dry_run=data.dry_run))
-
-    def _templates_after(self, verb: Verb | None, data: CommandData) -> tuple[TemplateRecord, ...]:
-        if verb is not Verb.RECHECK:
-            return ()
-        chosen = (one for one in self._record.templates.values() if data.template in {None, one.data.template})
-        return tuple(replace(one, round=one.round + 1) for one in chosen)
-
-    def _machines_after(self, verb: Verb | None, data: CommandData) -> tuple[MachineWish, ...]:
-        """Give the machines to try again: those whose template is rechecked, and which are not as wished."""
-        if verb is not Verb.RECHECK:
-            return ()
-        return tuple(
-            replace(wish, round=wish.round + 1)
-            for name, wish in self._record.wished_machines.items()
-            if data.template in {None, wish.replica.template}
-            and data.pool in {None, wish.replica.pool}
-            and (name not in self._record.machines or self._record.machines[name].status.code is not None)
-        )
-
-    def _desired_after(self, verb: Verb | None, data: CommandData) -> tuple[Desired, ...]:
-        chosen = [
-            wish
-            for key, wish in self._record.desired.items()
-            if data.template in {None, key.template} and data.pool in {None, key.pool} and wish.is_present
-        ]
-        match verb:
-            case Verb.RECHECK | Verb.REPAIR:
-                return tuple(rechecked(wish, is_repair=verb is Verb.REPAIR) for wish in chosen)
-            case Verb.CANCEL:
-                return tuple(
-                    replace(wish, is_cancelled=True, reason=data.reason)
-                    for wish in chosen
-                    if self._can_be_cancelled(wish)
-                )
-            case Verb.SCRUB:
-                return tuple(replace(wish, scrubs=wish.scrubs + 1) for wish in chosen)
-            case _:
-                return ()
-
-    def _can_be_cancelled(self, wish: Desired) -> bool:
-        replica = self._record.replicas.get(wish.key)
-        return replica is None or replica.status.state not in _BEYOND_CANCELLING
 
     async def _refuse(self, topic: EventTopic, error: EventRefusedError, delivery: Delivery, begun: float) -> None:
         """Answer a refused event. In a flood of them most are only counted, and cost no more than their share of the time."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from kvmd.core.desired import Arrival, HostRecord, Judgement, Recorded, Stamp, TemplateRecord, judge
+from kvmd.core.desired import HostRecord, Recorded, Stamp, TemplateRecord
+from kvmd.core.judging import Arrival, Judgement, judge
 from kvmwire.codec import bare_id, content_of
 from kvmwire.events import Event, RegisterData
 from kvmwire.status import Outcome, Receipt

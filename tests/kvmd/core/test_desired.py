@@ -10,18 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmd.core.desired import (
-    CLOCK_SKEW,
-    Arrival,
-    Desired,
-    HostRecord,
-    Judgement,
-    Recorded,
-    Stamp,
-    TemplateRecord,
-    judge_command,
-    rechecked,
-)
+from kvmd.core.desired import Desired, HostRecord, Recorded, Stamp, TemplateRecord, rechecked
+from kvmd.core.judging import CLOCK_SKEW, Arrival, Judgement, judge_command
 from kvmwire.codec import content_of
 from kvmwire.codes import FailureCode
 from kvmwire.events import CommandData, DeployData, Ensure, Event, RegisterData

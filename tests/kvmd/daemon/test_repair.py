@@ -12,7 +12,7 @@ from tests.kvmd.daemon.harness import Daemon, Site, record, running
 from tests.support import images
 from tests.support.brokers import Broker
 from tests.support.hostile import HostileServer
-from tests.support.programs import require_program
+from tests.support.programs import require_program, require_root
 from tests.support.waiting import eventually
 
 IMAGE = images.qcow2(data_size=256 << 10)
@@ -108,10 +108,10 @@ async def test_a_repair_is_of_its_time_and_not_for_ever(kvmd: Daemon, lab: Site,
     assert kvmd.volume("deb12").read_bytes() == changed
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="traces another process")
 async def test_a_volume_that_the_disk_does_not_give_back_is_told_with_io_and_can_be_repaired(
     broker: Broker, lab: Site, tmp_path: Path, hostile: HostileServer
 ) -> None:
+    require_root("traces another process")
     folder = tmp_path / "kvm01"
     async with running(Daemon(folder, broker.url)) as first:
         await _ready(lab, hostile)

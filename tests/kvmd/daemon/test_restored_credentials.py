@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import trustme
 
-from kvmd.core.desired import Arrival, HostRecord
+from kvmd.core.desired import HostRecord
+from kvmd.core.judging import Arrival
 from kvmd.core.warrant import Warrant
 from kvmd.daemon.credentials import Credentials, Decision, Identification
 from kvmd.vault import Vault

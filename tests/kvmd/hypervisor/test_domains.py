@@ -150,7 +150,6 @@ async def test_a_snapshot_that_can_be_gone_back_to_counts(
     assert await domains.using(str(volume)) == {"one": ""}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="has files that others may not read")
 async def test_a_disk_that_nobody_can_look_into_counts_as_a_user_that_says_so(
     define: Define, volume: Path, tmp_path: Path, libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
