@@ -227,10 +227,11 @@ class MqttBus:
             try:
                 await self._serve_once(inbox, greet)
             except (aiomqtt.MqttError, KvmdError) as exc:
-                failures = 0 if self._clock.monotonic() - started > _STEADY_S else failures + 1
+                seconds = self._clock.monotonic() - started
+                failures = 0 if seconds > _STEADY_S else failures + 1
                 pause_s = backoff_s(failures, jitter=self._clock.jitter(), base_s=0.25, cap_s=60.0)
                 log.warning(
-                    "broker connection lost" if self._clock.monotonic() - started > 1 else "broker not reachable",
+                    _what_ended(exc, seconds=seconds),
                     broker=f"{self._settings.host}:{self._settings.port}",
                     reason=str(exc) or type(exc).__name__,
                     next_attempt_s=round(pause_s, 1),
@@ -405,6 +406,13 @@ def _reason_of(text: str) -> str:
     if "ALERT" in said and ("CERTIFICATE" in said or "UNKNOWN CA" in said):
         return f"the broker does not accept this host's certificate ({text}); see mqtt.cert, or enroll the host anew"
     return text
+
+
+def _what_ended(error: Exception, *, seconds: float) -> str:
+    """Say what ended a connection that lasted so long."""
+    if isinstance(error, KvmdError) and not isinstance(error, BrokerError):
+        return "events cannot be taken, and are asked for again"  # the journal's, as a rule
+    return "broker connection lost" if seconds > 1 else "broker not reachable"
 
 
 def _narrowed(group: BaseExceptionGroup[BaseException]) -> BaseException:

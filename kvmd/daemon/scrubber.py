@@ -68,10 +68,8 @@ class Scrubber:
             try:
                 await self._scrub(replica, replica.placement)
             except KvmdError as exc:
-                log.error("volume at rest could not be read again", volume=replica.placement.path, exc=exc)
+                log.error("what a scrub found could not be journaled", volume=replica.placement.path, exc=exc)
                 self._not_before[replica.key] = self._clock.now() + _RETRY
-                if isinstance(exc, StoreIoError):
-                    await self._replicas.amend(replica, unreadable(replica, exc, now=self._clock.now()))
 
     async def _rest(self) -> None:
         with suppress(TimeoutError):
@@ -79,13 +77,24 @@ class Scrubber:
                 await self._wake.wait()
 
     async def _scrub(self, replica: Replica, placement: Placement) -> None:
-        """Read one volume. Its result counts for nothing where a session has touched the replica in between."""
+        """Read one volume. Its result counts for nothing where a session has touched the replica in between.
+
+        Raises KvmdError where the journal fails.
+        """
         key, wish = replica.key, self._record.desired.get(replica.key)
         self._not_before.pop(key, None)
         if key.pool not in self._keepers:
             self._not_before[key] = self._clock.now() + _RETRY
             return
         log.info("scrub", volume=placement.path, size=placement.size)
-        found = await self._keepers[key.pool].reread(placement, rate=self._rules.rate)
-        after = scrubbed(replica, placement, found, scrubs=wish.scrubs if wish else 0, now=self._clock.now())
+        try:
+            found = await self._keepers[key.pool].reread(placement, rate=self._rules.rate)
+        except KvmdError as exc:
+            log.error("volume at rest could not be read again", volume=placement.path, exc=exc)
+            self._not_before[key] = self._clock.now() + _RETRY
+            if not isinstance(exc, StoreIoError):
+                return
+            after = unreadable(replica, exc, now=self._clock.now())
+        else:
+            after = scrubbed(replica, placement, found, scrubs=wish.scrubs if wish else 0, now=self._clock.now())
         await self._replicas.amend(replica, after)

@@ -116,6 +116,29 @@ async def test_a_volume_that_cannot_be_read_again_is_not_offered_until_it_can(
     assert hostile.bytes_sent("disk") <= len(IMAGE) + 65536
 
 
+async def test_a_disk_that_does_nothing_any_more_ends_no_daemon(
+    broker: Broker, lab: Site, hostile: HostileServer, tmp_path: Path
+) -> None:
+    hostile.add("disk", OTHER)
+    slowly = {"maintenance": {"scrub_rate": "1MiB"}}
+    with Faults(tmp_path / "kvm01") as faults:
+        async with running(Daemon(tmp_path / "kvm01", broker.url, env=faults.env, tables=slowly)) as daemon:
+            await lab.deploy(record("deb12", hostile.url("disk"), OTHER))
+            await lab.watch.replica("deb12", "ready")
+            await lab.command("scrub", template="deb12")
+            await daemon.has_logged("scrub")
+            calls = ["pwrite64", "fdatasync", "fsync", "preadv64v2", "openat64", "ftruncate64", "unlinkat"]
+            faults.arm(Fault.fail_from(1, "EIO", only=calls, with_reads=True))
+            await daemon.has_logged("volume at rest could not be read again")
+            await lab.deploy(record("other", hostile.url("disk"), OTHER))
+            await daemon.has_logged("events cannot be taken, and are asked for again")
+
+            faults.arm(Fault())
+
+            await lab.watch.replica("other", "ready")
+            assert daemon.process.running
+
+
 async def test_a_journal_without_room_takes_no_event_and_loses_none(
     broker: Broker, lab: Site, hostile: HostileServer, tmp_path: Path
 ) -> None:
@@ -124,7 +147,7 @@ async def test_a_journal_without_room_takes_no_event_and_loses_none(
         async with running(Daemon(tmp_path / "kvm01", broker.url)) as daemon:
             subprocess.run(["dd", "if=/dev/zero", f"of={state}/ballast", "bs=64k"], check=False, capture_output=True)
             event = await lab.deploy(record("deb12", hostile.url("disk"), IMAGE))
-            await eventually(lambda: "journal could not be written" in daemon.process.log_text(), what="it is logged")
+            await daemon.has_logged("events cannot be taken, and are asked for again")
             assert lab.watch.receipts(event) == []
             assert daemon.process.running
 
