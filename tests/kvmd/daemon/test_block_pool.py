@@ -10,10 +10,12 @@ import pytest
 from tests.kvmd.daemon.harness import Daemon, Site, record, running
 from tests.support import images
 from tests.support.blockpools import MIB, BlockPool, disk_pool, iscsi_pool
-from tests.support.brokers import Broker
+from tests.support.brokers import Broker, MosquittoBroker
 from tests.support.hostile import HostileServer
 from tests.support.libvirtd import Libvirtd
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.parametrize("broker_kind", [MosquittoBroker], ids=["mosquitto"], indirect=True)
 
 IMAGE = images.raw(3 * MIB)
 VIRTUAL = 16 * MIB

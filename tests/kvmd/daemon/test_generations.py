@@ -9,10 +9,12 @@ import pytest
 from kvmd.core.overlay import Backing, overlay
 from tests.kvmd.daemon.harness import Daemon, Site, record, running, sha256
 from tests.support import images
-from tests.support.brokers import Broker
+from tests.support.brokers import Broker, NatsBroker
 from tests.support.hostile import HostileServer
 from tests.support.programs import require_program
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.parametrize("broker_kind", [NatsBroker], ids=["nats"], indirect=True)
 
 OLD = images.qcow2(data_size=256 << 10)
 NEW = images.qcow2(data_size=512 << 10)

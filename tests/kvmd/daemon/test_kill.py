@@ -9,7 +9,7 @@ import pytest
 from tests.kvmd.daemon.harness import Daemon, Site, record, running
 from tests.kvmd.daemon.ranges import PROBE_SIZE, assert_nothing_is_asked_for_again, stored_ranges
 from tests.support import images
-from tests.support.brokers import Broker
+from tests.support.brokers import Broker, NatsBroker
 from tests.support.hostile import HostileServer
 from tests.support.programs import require_program
 from tests.support.waiting import eventually
@@ -80,6 +80,7 @@ async def test_a_download_goes_on_from_its_last_checkpoint(kvmd: Daemon, lab: Si
     assert len({one.session for one in lab.watch.replicas("deb12")} - {None}) == 1
 
 
+@pytest.mark.parametrize("broker_kind", [NatsBroker], ids=["nats"], indirect=True)
 @pytest.mark.parametrize("syscall", ["fallocate", "fchmod", "renameat2", "fsync"])
 async def test_a_commit_that_is_killed_is_finished_without_a_second_download(
     broker: Broker, lab: Site, tmp_path: Path, hostile: HostileServer, syscall: str

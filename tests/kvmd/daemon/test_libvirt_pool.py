@@ -10,10 +10,12 @@ import pytest
 
 from tests.kvmd.daemon.harness import Daemon, Site, record, running
 from tests.support import images
-from tests.support.brokers import Broker
+from tests.support.brokers import Broker, NatsBroker
 from tests.support.hostile import HostileServer
 from tests.support.libvirtd import Libvirtd
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.parametrize("broker_kind", [NatsBroker], ids=["nats"], indirect=True)
 
 IMAGE = images.qcow2(data_size=512 << 10)
 

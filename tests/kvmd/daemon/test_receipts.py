@@ -13,7 +13,7 @@ import pytest
 from kvmwire.codec import MAX_EVENT_SIZE
 from tests.kvmd.daemon.harness import HOST, PREFIX, Daemon, Site, enveloped, record, running, sha256
 from tests.support import images
-from tests.support.brokers import Broker
+from tests.support.brokers import Broker, NatsBroker
 from tests.support.hostile import HostileServer
 from tests.support.waiting import eventually
 
@@ -200,6 +200,7 @@ async def test_retained_events_seen_again_after_a_restart_are_not_answered_again
     assert [lab.watch.receipts(event) for event in events] == [["accepted"], ["accepted"], ["refused"]]
 
 
+@pytest.mark.parametrize("broker_kind", [NatsBroker], ids=["nats"], indirect=True)
 @pytest.mark.parametrize(
     ("policy", "checksum", "code"),
     [

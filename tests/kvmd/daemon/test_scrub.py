@@ -10,9 +10,11 @@ import pytest
 from kvmwire.status import ReplicaStatus
 from tests.kvmd.daemon.harness import HOST, Daemon, Site, record, running, sha256
 from tests.support import images
-from tests.support.brokers import Broker
+from tests.support.brokers import Broker, NatsBroker
 from tests.support.hostile import HostileServer
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.parametrize("broker_kind", [NatsBroker], ids=["nats"], indirect=True)
 
 IMAGE = images.qcow2(data_size=512 << 10)
 

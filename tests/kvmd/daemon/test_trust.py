@@ -10,10 +10,12 @@ import pytest
 
 from tests.kvmd.daemon.harness import Daemon, Site, record, running, sha256
 from tests.support import images
-from tests.support.brokers import Broker
+from tests.support.brokers import Broker, NatsBroker
 from tests.support.hostile import HostileServer, hexdigest
 from tests.support.keys import Keys
 from tests.support.metalinks import MetalinkFile, metalink4
+
+pytestmark = pytest.mark.parametrize("broker_kind", [NatsBroker], ids=["nats"], indirect=True)
 
 IMAGE = images.qcow2(data_size=256 << 10)
 SUMS = f"{hexdigest(IMAGE)}  disk.qcow2\n".encode()
