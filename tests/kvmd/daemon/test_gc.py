@@ -81,6 +81,21 @@ async def test_partial_data_that_nobody_goes_on_with_goes(kvmd: Daemon, lab: Sit
     assert (kvmd.pool / "vm1+root.qcow2").exists()
 
 
+async def test_a_session_under_way_loses_nothing(kvmd: Daemon, lab: Site, hostile: HostileServer) -> None:
+    hostile.add("disk", OTHER)
+    await lab.deploy(record("deb12", hostile.url("disk", hold="200000@2-"), OTHER))
+    await eventually(lambda: hostile.holding("disk") > 0, what="the download is in its middle")
+    for path in (kvmd.pool / ".kvmd").iterdir():
+        os.utime(path, (0, 0))
+
+    kept = await collected(lab)
+    assert (gone(kept), kept.kept) == ([], 1)
+    hostile.release("disk")
+
+    await lab.watch.replica("deb12", "ready")
+    assert kvmd.volume("deb12").read_bytes() == OTHER
+
+
 async def test_the_volume_of_an_old_name_goes_when_nothing_needs_it(
     kvmd: Daemon, lab: Site, hostile: HostileServer
 ) -> None:
