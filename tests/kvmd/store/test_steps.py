@@ -14,7 +14,7 @@ from tests.kvmd.store.attacks import CONVERTED, PACKED_TAKE_OVER, PLAIN, TAKE_OV
 from tests.support.faults import Fault
 from tests.support.hostile import HostileServer
 
-POINTS = 4
+POINTS = 3
 
 
 @pytest.fixture
