@@ -136,7 +136,7 @@ def decode(data: bytes) -> Note | None:
             record = Record.decode(fields["provenance"].encode())
             fields |= {"digest": Digest.parse(fields["digest"]), "provenance": record and record.provenance}
         return kind(**fields)
-    except (ValueError, KeyError, TypeError, WireError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WireError):
         return None
 
 

@@ -65,7 +65,7 @@ class Checkpoint:
             return None
         try:
             return _from_json(json.loads(body))
-        except (ValueError, KeyError, TypeError, WireError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WireError):
             return None
 
 

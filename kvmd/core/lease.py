@@ -12,14 +12,17 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kvmwire.names import is_name
+
 RENEWALS = 15
 """A holder changes its lease so often within the time after which it counts as gone."""
 LONGEST_S = 3600.0
 """No holder may ask others to wait longer than that."""
+_TOO_MUCH = 1 << 63
 _OWN_SHARE = 5
 _LENGTH = 512
 """Bytes of a lease's file: always the same, so that one write replaces all of it."""
-_FILE = re.compile(r"(?P<volume>.+)@(?P<number>[0-9]{1,18})\.lease")
+_FILE = re.compile(r"(?P<volume>.+)@(?P<number>[0-9]+)\.lease")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,14 @@ class Lease:
             size = None if value["size"] is None else int(value["size"])
             figures = float(value["lease_s"]), int(value["beat"]), int(value["done"])
             lease = cls(str(value["host"]), str(value["token"]), *figures, size)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
-        return lease if 0 < lease.lease_s <= LONGEST_S else None
+        return lease if lease._is_possible else None
+
+    @property
+    def _is_possible(self) -> bool:
+        figures = (self.beat, self.done, self.size or 0)
+        return is_name(self.host) and 0 < self.lease_s <= LONGEST_S and all(0 <= one < _TOO_MUCH for one in figures)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class Record:
             return None
         try:
             return _from_json(json.loads(body))
-        except (ValueError, KeyError, TypeError, RecursionError, WireError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WireError):
             return None
 
 

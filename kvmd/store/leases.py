@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kvmd.core.lease import RENEWALS, Lease, Watch, file_of, is_over, numbers, watched
 from kvmd.log import get_logger
+from kvmd.store.calls import read_small
 from kvmd.store.staging import STAGING, open_folder
 
 log = get_logger(__name__)
@@ -109,7 +110,7 @@ class Leases:
         """Give the highest number so far, 0 for none, and who holds it."""
         asked = self._monotonic()
         highest = max(numbers(volume, os.listdir(folder)), default=0)
-        seen = _read(folder, file_of(volume, highest)) if highest else None
+        seen = read_small(file_of(volume, highest), folder=folder, most=_LONGEST_FILE) if highest else None
         if seen is None:
             self._watches.pop(volume, None)
             return highest, None
@@ -223,15 +224,6 @@ def _write_down(folder: int, volume: str, number: int, lease: Lease) -> int | No
         os.close(fd)
         return None
     return fd
-
-
-def _read(folder: int, name: str) -> bytes | None:
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    except FileNotFoundError:
-        return None
-    with os.fdopen(fd, "rb") as file:
-        return file.read(_LONGEST_FILE)
 
 
 def _unlink(folder: int, name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from kvmd.core.placement import Placement
 from kvmd.errors import InUseError, KeptForOthersError
 from kvmd.log import get_logger
-from kvmd.store.calls import rename_noreplace
+from kvmd.store.calls import read_small, rename_noreplace
 from kvmd.store.leases import SHARED, host_mark, new_token, open_shared
 from kvmd.store.looking import placement_of
 from kvmd.store.staging import STAGING, open_folder
@@ -193,18 +193,15 @@ def _all(folder: int, volume: str) -> list[_Reference]:
 
 def _read(folder: int, volume: str, host: str) -> _Reference | None:
     """Read a reference; one that cannot be read needs whatever has the name."""
-    try:
-        fd = os.open(_file_of(volume, host), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    except FileNotFoundError:
+    data = read_small(_file_of(volume, host), folder=folder, most=_LONGEST_FILE)
+    if data is None:
         return None
-    with os.fdopen(fd, "rb") as file:
-        data = file.read(_LONGEST_FILE)
     try:
         value: dict[str, Any] = json.loads(data)
         return _Reference(
             host, int(value["inode"]), int(value["size"]), int(value["mtime_ns"]), is_made=bool(value["made"])
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         log.warning("reference cannot be read, and counts", volume=volume, host=host)
         return _Reference(host, 0, 0, 0, is_made=False)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.placement import Placement
 from kvmd.core.provenance import Record
-from kvmd.store.calls import rename_exchange, rename_noreplace
+from kvmd.store.calls import read_small, rename_exchange, rename_noreplace
 from kvmd.store.looking import placement_of
 from kvmd.store.records import forget_record, write_record
 
@@ -96,12 +96,10 @@ class PartialFiles:
 
     def read_journal(self) -> Checkpoint | None:
         """Read the journal; None where there is none that can be trusted."""
-        try:
-            fd = os.open(self.journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.staging)
-        except OSError:
-            return None
-        with os.fdopen(fd, "rb") as file:
-            return Checkpoint.decode(file.read(MAX_CHECKPOINT))
+        with suppress(OSError):
+            content = read_small(self.journal, folder=self.staging, most=MAX_CHECKPOINT)
+            return None if content is None else Checkpoint.decode(content)
+        return None
 
     def write_journal(self, checkpoint: Checkpoint) -> None:
         """Replace the journal atomically. A loss of power after that finds the new one, not the old one nor none."""

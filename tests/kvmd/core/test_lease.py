@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -40,6 +43,28 @@ def test_a_damaged_lease_is_no_lease(lease: Lease, position: int, flip: int) -> 
 @pytest.mark.parametrize("lease_s", [0.0, -1.0, 1e9, float("nan"), float("inf")])
 def test_a_lease_of_an_absurd_length_is_no_lease(lease_s: float) -> None:
     assert Lease.decode(Lease("kvm01", "a", lease_s).encode()) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"host": "a\0b"},
+        {"host": ""},
+        {"done": -1},
+        {"size": -1},
+        {"done": 1 << 63},
+        {"beat": float("inf")},
+        {"size": "x"},
+    ],
+)
+def test_a_lease_with_figures_that_cannot_be_is_no_lease(change: dict[str, object]) -> None:
+    body = json.dumps(json.loads(Lease("kvm01", "a", 1.0).encode().partition(b"\n")[0]) | change).encode()
+    assert Lease.decode(body + b"\n%08x\n" % zlib.crc32(body)) is None
+
+
+@pytest.mark.parametrize("body", [b"[" * 4000, b"[]", b'"kvm01"', b"null"])
+def test_json_that_is_no_lease_is_none(body: bytes) -> None:
+    assert Lease.decode(body + b"\n%08x\n" % zlib.crc32(body)) is None
 
 
 @given(names, st.sets(st.integers(1, 10**6)), names)

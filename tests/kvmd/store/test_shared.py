@@ -256,10 +256,13 @@ async def test_a_volume_that_was_taken_away_cannot_be_held(of_host: MakeStore, p
     assert list((pool / ".kvmd" / "shared").iterdir()) == []
 
 
-async def test_a_reference_that_cannot_be_read_counts(of_host: MakeStore, pool: Path) -> None:
+@pytest.mark.parametrize("content", [b"torn", b"[" * 4096, b'{"inode": 1e999, "size": 1, "mtime_ns": 1}', None, "fifo"])
+async def test_a_reference_that_cannot_be_read_counts(
+    of_host: MakeStore, pool: Path, content: bytes | str | None
+) -> None:
     store = of_host("kvm01")
     placement = await make(store)
-    (pool / ".kvmd" / "shared" / "disk@kvm09.ref").write_bytes(b"torn")
+    lay(pool / ".kvmd" / "shared" / "disk@kvm09.ref", content)
     with pytest.raises(KeptForOthersError) as caught:
         await store.remove(placement)
     assert str(pool / ".kvmd" / "shared" / "disk@kvm09.ref") in caught.value.hint
@@ -333,6 +336,32 @@ async def test_a_disk_of_the_pool_keeps_no_volume_that_stays_anyway(of_host: Mak
     assert list(await first.dependents(placement.path)) == [str(disk)]
     await second.hold(placement, is_ours=False)
     assert list(await first.dependents(placement.path)) == []
+
+
+@pytest.mark.parametrize("content", [b"torn", b"[" * 4096, None, "fifo"])
+@pytest.mark.parametrize("name", ["shared/disk@1.lease", "shared/disk@999999999999999999.lease", "disk.KEY.json"])
+async def test_what_lies_about_that_no_kvmd_has_written_keeps_nobody_from_the_volume(
+    of_host: MakeStore, pool: Path, name: str, content: bytes | str | None
+) -> None:
+    store = of_host("kvm01")
+    (pool / ".kvmd" / "shared").mkdir(parents=True)
+    lay(pool / ".kvmd" / name.replace("KEY", f"{request().key[:16]}{'0' * 24}"), content)
+    volume = await until_taken(store)
+    await volume.write(0, CONTENT)
+    await volume.seal(SIZE)
+    await volume.commit()
+    await volume.close(discard=False)
+    assert (pool / "disk").read_bytes() == CONTENT
+
+
+def lay(path: Path, content: bytes | str | None) -> None:
+    """Make a file, a folder, or a FIFO."""
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is None:
+        path.mkdir()
+    else:
+        os.mkfifo(path)
 
 
 async def vanished(store: SharedStore, pool: Path, *, content: bytes = CONTENT[:HALF], lease_s: float = LEASE_S) -> int:
