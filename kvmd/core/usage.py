@@ -19,17 +19,25 @@ class DomainFiles:
     """What a domain needs, as its descriptions say.
 
     ``paths`` are absolute, of files and devices. ``volumes`` are disks named by libvirt's pool and volume. ``open_ended`` are those of
-    the paths that may stand on further files, which the descriptions do not name.
+    the paths that may stand on further files, which the descriptions do not name. ``images`` and ``units`` are behind servers: RBD
+    images as libvirt's pools name them, and units of iSCSI as the ends of those names.
     """
 
     paths: frozenset[str] = frozenset()
     volumes: frozenset[tuple[str, str]] = frozenset()
     open_ended: frozenset[str] = frozenset()
+    images: frozenset[str] = frozenset()
+    units: frozenset[str] = frozenset()
+
+    def reaches(self, path: str) -> bool:
+        """Whether the volume of a pool behind a server is needed. A server has many names: of a unit only its target's counts."""
+        return path in self.images or any(map(path.endswith, self.units))
 
 
 def files_in(*descriptions: str) -> DomainFiles:
     """Read a domain's descriptions in XML: live, persistent, and of its snapshots. Raises ET.ParseError."""
     paths, volumes, ends, known = set[str](), set[tuple[str, str]](), set[str](), set[str]()
+    images, units = set[str](), set[str]()
     for xml in descriptions:
         for element in _elements(ET.fromstring(xml)):  # noqa: S314 - libvirt's own words
             for text in (*element.attrib.values(), (element.text or "").strip()):
@@ -39,12 +47,24 @@ def files_in(*descriptions: str) -> DomainFiles:
                 continue
             if volume := source.get("volume"):
                 volumes.add((source.get("pool", ""), volume))
+            if source.get("protocol") == "rbd":
+                images.add(source.get("name", ""))
+            if source.get("protocol") == "iscsi":
+                units.add(_unit(source.get("name", "")))
             path = source.get("file") or source.get("dev")
             if path is not None and element.find("backingStore") is not None:
                 known.add(path)
             elif path is not None and _format(element) not in _ALONE:
                 ends.add(path)
-    return DomainFiles(frozenset(paths), frozenset(volumes), frozenset(ends - known))
+    return DomainFiles(
+        frozenset(paths), frozenset(volumes), frozenset(ends - known), images=frozenset(images), units=frozenset(units)
+    )
+
+
+def _unit(name: str) -> str:
+    """Give the end of the name that a pool's volume has, for a disk's ``TARGET/LUN`` or ``TARGET``."""
+    target, _, unit = name.partition("/")
+    return f"-iscsi-{target}-lun-{unit or 0}"
 
 
 def _elements(root: ET.Element) -> Iterator[ET.Element]:

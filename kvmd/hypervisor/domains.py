@@ -8,6 +8,7 @@ import posixpath
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -48,7 +49,7 @@ class LibvirtDomains:
 
     async def _need(self, connection: Connection, files: DomainFiles, path: str) -> str | None:
         """Tell why the domain counts as a user: empty where it needs the file, None where it does not."""
-        if await self._on_thread(_has, files.paths, path):
+        if files.reaches(path) or await self._on_thread(_has, files.paths, path):
             return ""
         todo, seen = files.open_ended, frozenset[str]()
         for _ in range(_MAX_DEPTH):
@@ -82,7 +83,9 @@ def _described(connect: virConnect) -> Mapping[str, DomainFiles]:
         try:
             files = files_in(*_descriptions(domain))
             volumes = {path for one in files.volumes if (path := _path_of(connect, *one))}
-            found[domain.name()] = DomainFiles(files.paths | volumes, open_ended=files.open_ended | volumes)
+            found[domain.name()] = replace(
+                files, paths=files.paths | volumes, volumes=frozenset(), open_ended=files.open_ended | volumes
+            )
         except libvirt.libvirtError as exc:
             if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:  # that one is gone in between
                 raise

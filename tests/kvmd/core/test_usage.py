@@ -55,6 +55,25 @@ def test_a_disk_of_a_pool_is_named_by_pool_and_volume() -> None:
     assert files_in(xml).volumes == {("fast", "deb12")}
 
 
+@pytest.mark.parametrize(
+    ("protocol", "name", "path"),
+    [
+        ("rbd", "libvirt/deb12", "libvirt/deb12"),
+        ("iscsi", "iqn.2016-01.org.x:t/2", "ip-192.0.2.1:3260-iscsi-iqn.2016-01.org.x:t-lun-2"),
+        ("iscsi", "iqn.2016-01.org.x:t", "ip-192.0.2.1:3260-iscsi-iqn.2016-01.org.x:t-lun-0"),
+    ],
+)
+@pytest.mark.parametrize("layer", ["disk", "backingStore"])
+def test_a_volume_behind_a_server_is_known_by_what_pools_call_it(
+    protocol: str, name: str, path: str, layer: str
+) -> None:
+    source = f"<{layer} type='network'><source protocol='{protocol}' name='{name}'><host name='h'/></source></{layer}>"
+    files = files_in(_domain(f"<devices>{source}</devices>"))
+    assert files.reaches(path)
+    assert not files.reaches(f"{path}1")
+    assert not files.reaches(f"{path[:-1]}")
+
+
 def test_only_a_disk_whose_chain_is_not_told_and_that_may_have_one_is_open_ended() -> None:
     told = f"<disk type='file'>{QCOW2}<source file='/told'/><backingStore/></disk>"
     silent = f"<disk type='file'>{QCOW2}<source file='/silent'/></disk>"

@@ -123,6 +123,15 @@ async def test_a_disk_that_is_named_by_pool_and_volume(
         await asyncio.to_thread(libvirtd.forget_pool, "fast")
 
 
+async def test_a_disk_behind_a_server(domains: LibvirtDomains, define: Define) -> None:
+    source = "<source protocol='iscsi' name='iqn.2016-01.org.x:t/1'><host name='192.0.2.1' port='3260'/></source>"
+    form = "<driver name='qemu' type='raw'/>"
+    define("one", f"<disk type='network' device='disk'>{form}{source}<target dev='vda' bus='virtio'/></disk>")
+
+    assert await domains.using("ip-192.0.2.1:3260-iscsi-iqn.2016-01.org.x:t-lun-1") == {"one": ""}
+    assert await domains.using("ip-192.0.2.1:3260-iscsi-iqn.2016-01.org.x:t-lun-2") == {}
+
+
 async def test_firmware_and_kernels_count_too(domains: LibvirtDomains, define: Define, volume: Path) -> None:
     define("one", "", f"<kernel>{volume}</kernel>")
 
