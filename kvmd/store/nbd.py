@@ -6,7 +6,6 @@ import errno
 import socket
 import struct
 from contextlib import suppress
-from pathlib import Path
 from typing import Self
 
 TIMEOUT_S = 60.0
@@ -23,14 +22,13 @@ _MAX_OPTION = 64 * 1024
 
 
 class NbdDevice:
-    """Implements ``Device`` on the only export of a server at a Unix socket. A server that goes away raises ENODEV."""
+    """Implements ``Device`` on the only export of a server that the socket is connected to. A server that goes away raises ENODEV."""
 
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
         self._socket.settimeout(TIMEOUT_S)
         self._count = 0
         try:
-            self._socket.connect(str(path))
             self._size, self._flags = self._negotiate()
         except BaseException:
             self._socket.close()

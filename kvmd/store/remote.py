@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from kvmd.core.allotment import SECTOR, Slot
 from kvmd.errors import PoolUnsupportedError
@@ -18,44 +19,48 @@ from kvmd.hypervisor.volumes import Server
 from kvmd.store.devices import Device
 from kvmd.store.nbd import NbdDevice
 
-START_S = 20.0
-"""qemu-nbd gets so long to reach the volume's server."""
-_PAUSE_S = 0.01
+_ACTIVATE = 'exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+"""Hands the socket on as systemd does (sd_listen_fds(3))."""
 _END_S = 5.0
-_SECRET = "secret"  # noqa: S105 - a file's name
+_SECRET = "secret"  # noqa: S105 - a name
 
 
 @contextmanager
 def remote_device(server: Server, slot: Slot, *, is_written: bool) -> Generator[Device]:
-    """Open a volume. Raises OSError: ENODEV where the volume cannot be reached."""
+    """Open a volume. Raises OSError: ENODEV where the volume cannot be reached.
+
+    qemu-nbd gets a socket that kvmd has connected to already, and its secret and its log as open files without names: however kvmd
+    ends, qemu-nbd sees the connection's end and ends, too, and nothing is left.
+    """
     program = shutil.which("qemu-nbd")
     if program is None:
         raise PoolUnsupportedError(
             f"volume {slot.path}: qemu-nbd, which reaches volumes of type {server.type}, is not installed.",
             hint="Install it: apt install qemu-utils qemu-block-extra.",
         )
-    with tempfile.TemporaryDirectory(prefix="kvmd-nbd-") as folder:  # which nobody else can look into
-        place = Path(folder)
-        command = [program, *arguments(server, slot, place=place, is_written=is_written)]
-        if server.secret:
-            _keep(place / _SECRET, server.secret)
-        with (place / "log").open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603 - no shell, and nobody's words but libvirt's
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    with _kept(server.secret) as secret, tempfile.TemporaryFile() as log:
+        words = arguments(server, slot, secret=secret, is_written=is_written)
+        with _listening() as (listener, connected):
+            process = subprocess.Popen(  # noqa: S603 - no words but libvirt's, and the shell takes none of them for its own
+                ["/bin/sh", "-c", _ACTIVATE, "sh", program, *words],
+                stdin=listener.fileno(),
+                stdout=log,
+                stderr=log,
+                pass_fds=(secret,) if server.secret else (),
             )
         try:
-            with _connected(process, place, slot) as device:
+            with _negotiated(connected, slot, log) as device:
                 yield device
         finally:
             _end(process)
 
 
-def arguments(server: Server, slot: Slot, *, place: Path, is_written: bool) -> list[str]:
-    """Give qemu-nbd's: one client, which ends it when it goes, and nothing probed. No secret is among them."""
+def arguments(server: Server, slot: Slot, *, secret: int, is_written: bool) -> list[str]:
+    """Give qemu-nbd's: one client, which ends it when it goes, and nothing probed. The secret is in an open file."""
     options = {"driver": "raw", **{f"file.{key}": value for key, value in _driver(server, slot).items()}}
-    words = [f"--socket={place / 'socket'}", "--discard=unmap", "--shared=1"]
+    words = ["--discard=unmap", "--shared=1"]
     if server.secret:
-        words += ["--object", f"secret,id={_SECRET},file={_escaped(str(place / _SECRET))}"]
+        words += ["--object", f"secret,id={_SECRET},file=/proc/self/fd/{secret}"]
     if not is_written:
         words.append("--read-only")
     return [*words, "--image-opts", ",".join(f"{key}={_escaped(value)}" for key, value in options.items())]
@@ -84,34 +89,48 @@ def _escaped(value: str) -> str:
     return value.replace(",", ",,")
 
 
-def _keep(path: Path, secret: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(secret)
+@contextmanager
+def _kept(secret: bytes) -> Generator[int]:
+    """Give an open file without a name that holds the secret."""
+    fd = os.memfd_create("kvmd-secret", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, secret)
+        yield fd
+    finally:
+        os.close(fd)
 
 
-def _connected(process: subprocess.Popen[bytes], place: Path, slot: Slot) -> NbdDevice:
+@contextmanager
+def _listening() -> Generator[tuple[socket.socket, socket.socket]]:
+    """Give a socket that listens, and one that is connected to it: its name is gone already, so nobody else can be."""
+    with socket.socket(socket.AF_UNIX) as listener, tempfile.TemporaryDirectory(prefix="kvmd-nbd-") as folder:
+        listener.bind(f"{folder}/socket")
+        listener.listen(1)
+        connected = socket.socket(socket.AF_UNIX)
+        connected.connect(f"{folder}/socket")
+        Path(folder, "socket").unlink()
+        try:
+            yield listener, connected
+        except BaseException:
+            connected.close()
+            raise
+
+
+def _negotiated(connected: socket.socket, slot: Slot, log: IO[bytes]) -> NbdDevice:
     """Wait until qemu-nbd has reached the volume. Raises OSError with what it says.
 
     Of a unit of iSCSI libvirt counts the last block not (9.0 and 11).
     """
-    until = time.monotonic() + START_S
-    while (device := _connected_now(place / "socket")) is None:
-        if process.poll() is not None or time.monotonic() > until:
-            said = (place / "log").read_text(errors="replace").strip()[-500:]
-            raise OSError(errno.ENODEV, f"{slot.path} cannot be reached: {said or 'qemu-nbd does not answer'}")
-        time.sleep(_PAUSE_S)
+    try:
+        device = NbdDevice(connected)
+    except OSError as exc:
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip()[-500:]
+        raise OSError(errno.ENODEV, f"{slot.path} cannot be reached: {said or exc.strerror}") from exc
     if not slot.capacity <= device.size <= slot.capacity + SECTOR:
         with device:
             raise OSError(errno.ENODEV, f"{slot.path} has {device.size} bytes, and libvirt told of {slot.capacity}")
     return device
-
-
-def _connected_now(path: Path) -> NbdDevice | None:
-    try:
-        return NbdDevice(path)
-    except (FileNotFoundError, ConnectionRefusedError):  # between its making and its listening
-        return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

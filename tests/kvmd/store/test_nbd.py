@@ -22,6 +22,13 @@ from tests.support.waiting import eventually_blocking
 SIZE = 16 << 20
 
 
+def connected(path: Path) -> socket.socket:
+    """Connect to a server."""
+    one = socket.socket(socket.AF_UNIX)
+    one.connect(str(path))
+    return one
+
+
 @contextlib.contextmanager
 def served(file: Path, folder: Path, *options: str) -> Generator[NbdDevice]:
     """Have qemu-nbd serve a file, and connect."""
@@ -30,7 +37,7 @@ def served(file: Path, folder: Path, *options: str) -> Generator[NbdDevice]:
     process = subprocess.Popen(command)
     try:
         eventually_blocking(path.exists, what="qemu-nbd listens")
-        with NbdDevice(path) as device:
+        with NbdDevice(connected(path)) as device:
             yield device
     finally:
         process.wait(10)
@@ -111,7 +118,7 @@ ACK = struct.pack(">QIII", 0x3E889045565A9, 7, 1, 0)
 @given(st.binary(max_size=80) | st.binary(max_size=60).map(lambda rest: GREETING + rest))
 def test_a_server_that_breaks_the_protocol_is_an_error_and_nothing_else(folder: Path, answer: bytes) -> None:
     with saying(answer, folder / "wild") as path, pytest.raises(OSError):  # noqa: PT011 - whatever it says
-        NbdDevice(path)
+        NbdDevice(connected(path))
 
 
 @given(st.binary(max_size=40))
@@ -119,7 +126,7 @@ def test_an_answer_to_another_request_is_an_error(folder: Path, answer: bytes) -
     answers = GREETING + EXPORT + ACK + answer
     with (
         saying(answers, folder / "wrong") as path,
-        NbdDevice(path) as device,
+        NbdDevice(connected(path)) as device,
         pytest.raises(OSError),  # noqa: PT011 - whatever it says
     ):
         read(device, 0, 512)
@@ -128,4 +135,4 @@ def test_an_answer_to_another_request_is_an_error(folder: Path, answer: bytes) -
 def test_a_refused_export_is_told(folder: Path) -> None:
     refusal = struct.pack(">QIII", 0x3E889045565A9, 7, (1 << 31) + 6, 4) + b"none"
     with saying(GREETING + refusal, folder / "none") as path, pytest.raises(OSError, match="refuses: none"):
-        NbdDevice(path)
+        NbdDevice(connected(path))

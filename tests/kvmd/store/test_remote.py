@@ -15,7 +15,6 @@ from tests.kvmd.store.contract import CONTENT, SIZE, make
 from tests.support.blockpools import MIB, iscsi_pool
 from tests.support.libvirtd import Libvirtd
 
-PLACE = Path("/run/place")
 CEPH = Server("rbd", (("mon1", "6789"), ("fd00::2", "")), "images", user="kvmd", secret=b"c2VjcmV0")
 
 
@@ -25,19 +24,19 @@ def slot(volume: str) -> Slot:
 
 
 def test_an_rbd_image_is_opened_by_its_monitors_and_its_secret_by_a_file() -> None:
-    words = arguments(CEPH, slot("deb,12"), place=PLACE, is_written=True)
+    words = arguments(CEPH, slot("deb,12"), secret=7, is_written=True)
     assert words[-1] == (
         "driver=raw,file.driver=rbd,file.pool=images,file.image=deb,,12,file.server.0.host=mon1,file.server.0.port=6789,"
         "file.server.1.host=fd00::2,file.server.1.port=6789,file.user=kvmd,file.key-secret=secret"
     )
-    assert "secret,id=secret,file=/run/place/secret" in words
+    assert "secret,id=secret,file=/proc/self/fd/7" in words
     assert not any("c2VjcmV0" in word for word in words)
     assert "--read-only" not in words
 
 
 def test_a_unit_is_opened_by_its_number() -> None:
     server = Server("iscsi-direct", (("fd00::1", ""),), "iqn.x:y", initiator="iqn.me")
-    words = arguments(server, slot("unit:0:0:7"), place=PLACE, is_written=False)
+    words = arguments(server, slot("unit:0:0:7"), secret=7, is_written=False)
     assert words[-1] == (
         "driver=raw,file.driver=iscsi,file.transport=tcp,file.portal=[fd00::1]:3260,file.target=iqn.x:y,file.lun=7,"
         "file.initiator-name=iqn.me"
