@@ -27,6 +27,8 @@ from kvmd.store.zeros import Allocation
 
 STAGING = "staging"
 """Folder of the state directory for what is downloaded into pools that have no files."""
+NOTES = "placed"
+"""Folder of the state directory for the notes of what such pools hold: wherever the staging folder is, and will be."""
 _CHECK_S = 5.0
 
 
@@ -72,7 +74,7 @@ def _store(
         pool.pool,
         connection,
         staging=own_folder(staging),
-        folder=staging,
+        notes=settings.state_dir / NOTES / name,
         units=pool.units,
         is_sparse=pool.allocation == "sparse",
         executor=executor,

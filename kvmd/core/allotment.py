@@ -168,11 +168,13 @@ def held(notes: Iterable[Note], name: str, slots: Collection[Slot]) -> Holding |
 
 
 def superseded(notes: Collection[Note], slots: Collection[Slot]) -> list[Holding]:
-    """Give the holdings whose name a later one has, which is there."""
+    """Give the holdings that are there and whose name a later one has, which is there. Their slots are as libvirt tells now."""
+    now = {slot: slot for slot in slots if slot.key}
     return [
-        note
+        replace(note, slot=now[note.slot])
         for note in notes
         if isinstance(note, Holding)
+        and note.slot in now
         and (newest := held(notes, note.name, slots)) is not None
         and newest.placed_ns > note.placed_ns
     ]

@@ -40,7 +40,7 @@ def _gpt(head: bytes, sector: int) -> Mapping[int, str]:
             kind, unique, first = _GPT_ENTRY.unpack_from(head, start)
             if any(kind) and any(unique):
                 found[first * sector] = str(uuid.UUID(bytes_le=unique))
-    except struct.error:  # it ends beyond the head
+    except (struct.error, OverflowError):  # it ends beyond the head, or beyond every disk
         return found
     return found
 

@@ -159,11 +159,16 @@ class Allotter:
     def _free(self, pool: BlockPool, notes: Sequence[Note], name: str) -> list[Slot]:
         """Give the volumes that may be overwritten, by whoever wants the name."""
         if pool.type in FIXED:
-            holding = {note.slot for note in notes if isinstance(note, Holding)}
+            holding = {
+                note.slot.key for note in notes if isinstance(note, Holding)
+            }  # also where it has another size since
             return [
                 slot
                 for slot in pool.slots
-                if slot.volume in self._units and slot not in holding | self._worked_on and slot.capacity > 0
+                if slot.volume in self._units
+                and slot.key not in holding
+                and slot not in self._worked_on
+                and slot.capacity > 0
             ]
         vacant = self._vacant(pool, notes)
         return vacant if pool.type in NUMBERED else [one for one in vacant if one.volume.split("+")[0] == name]

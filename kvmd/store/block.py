@@ -47,8 +47,6 @@ from kvmd.store.wrapped import WrappedVolume
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolState, PoolStatus
 
-NOTES = "placed"
-"""Folder for the notes of what is placed where, beside the staging folder."""
 _CONTAINERS = frozenset(QEMU_FORMATS) - {FoundFormat.RAW}
 """Formats of disks whose bytes are not those that a machine is to see."""
 STATUS_S = 4.0
@@ -60,7 +58,8 @@ Place = Callable[[Stored, int, Placement | None], Awaitable[Placement]]
 class BlockStore:
     """Implements the ports ``Store`` and ``Keeper`` on libvirt's pool ``pool``.
 
-    ``staging`` is the store of the folder ``folder``, on a filesystem: downloads are made ready there. ``units`` are the volumes of a
+    ``staging`` is the store of a folder on a filesystem: downloads are made ready there. ``notes`` is the folder for what
+    is placed where: it must stay the same, for what no note tells of counts as free. ``units`` are the volumes of a
     pool that libvirt makes none in which may be overwritten. ``is_sparse``: the space of zeros is given back where the device can.
     """
 
@@ -71,7 +70,7 @@ class BlockStore:
         connection: Connection,
         *,
         staging: DirectoryStore,
-        folder: Path,
+        notes: Path,
         units: Sequence[str],
         is_sparse: bool,
         executor: Executor,
@@ -80,14 +79,14 @@ class BlockStore:
         self._pool = pool
         self._connection = connection
         self._staging = staging
-        self._folder = folder
+        self._folder = staging.path
         self._is_sparse = is_sparse
         self._executor = executor
         self._allotter = Allotter(
             name,
             pool,
             connection,
-            notes=folder / NOTES,
+            notes=notes,
             units=units,
             is_as_left=self._is_as_left,
             executor=executor,

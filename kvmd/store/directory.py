@@ -52,6 +52,11 @@ class DirectoryStore:
         self._unreserved: dict[tuple[str, str], int] = {}
         self._inlines: dict[int, Inline] = {}
 
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._path
+
     async def open(self, request: VolumeRequest) -> PartialVolume:
         """See the port. Opening is one at a time, so that two volumes never count on the same free space."""
         volume = await self._admit(request)

@@ -132,6 +132,9 @@ def test_of_two_volumes_with_a_name_the_later_counts_and_the_other_is_superseded
     assert held([new, old], "disk", there) == new
     assert superseded([new, old], there) == [old]
     assert superseded([new, old], [old.slot]) == []
+    assert superseded([new, old], [new.slot]) == [], "what has its place now is somebody else's"
+    renamed = replace(old.slot, volume="vdb1", path="/dev/vdb1")
+    assert [one.slot.path for one in superseded([new, old], [renamed, new.slot])] == ["/dev/vdb1"]
 
 
 def test_a_volume_whose_sample_is_another_one_is_not_the_same() -> None:

@@ -10,12 +10,13 @@ import pytest
 
 from kvmd.core.allotment import Holding, Note, decode
 from kvmd.hypervisor.connection import Connection
-from kvmd.store.block import NOTES, BlockStore
+from kvmd.store.block import BlockStore
 from kvmd.store.directory import DirectoryStore
 from tests.support.blockpools import MIB, BlockPool, disk_pool, iscsi_pool
 from tests.support.libvirtd import Libvirtd
 
 DISK = 256 * MIB
+NOTES = "placed"
 UNITS = (72 * MIB, 8 * MIB, 4 * MIB, 4 * MIB)
 
 
@@ -50,15 +51,21 @@ async def store(libvirtd: Libvirtd, pool: BlockPool, staging: Path) -> AsyncIter
 
 
 def block_store(
-    pool: BlockPool, connection: Connection, staging: Path, threads: ThreadPoolExecutor, *, is_sparse: bool = True
+    pool: BlockPool,
+    connection: Connection,
+    staging: Path,
+    threads: ThreadPoolExecutor,
+    *,
+    is_sparse: bool = True,
+    notes: Path | None = None,
 ) -> BlockStore:
-    """Make a store of the pool, as one more process would have it."""
+    """Make a store of the pool, as one more process would have it; its notes are in the staging folder unless ``notes`` is given."""
     return BlockStore(
         "pool",
         pool.name,
         connection,
         staging=DirectoryStore("pool", staging, executor=threads),
-        folder=staging,
+        notes=notes or staging / NOTES,
         units=pool.units,
         is_sparse=is_sparse,
         executor=threads,

@@ -37,7 +37,7 @@ async def main(uri: str, pool: str, staging: Path, image: bytes, units: list[str
             pool,
             connection,
             staging=DirectoryStore("pool", staging, executor=threads),
-            folder=staging,
+            notes=staging / "placed",
             units=units,
             is_sparse=True,
             executor=threads,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmd.core.allotment import Holding, decode, encode
 from kvmd.core.placement import Stored
 from kvmd.errors import ConvertError, InUseError, NoSpaceError, StoreIoError
 from kvmd.hypervisor.connection import Connection
@@ -241,6 +242,30 @@ async def test_no_unit_is_touched_that_the_settings_do_not_name(
     assert abs(status.capacity - UNITS[0]) <= 4096
     for number, size in enumerate(UNITS[1:], 2):
         assert pool.read(f"lun-{number}", size) == bytes(size)
+
+
+@only_iscsi
+async def test_a_unit_with_an_image_is_not_overwritten_because_the_settings_or_its_size_have_changed(
+    libvirtd: Libvirtd, pool: BlockPool, staging: Path, tmp_path: Path
+) -> None:
+    allowed, kept = replace(pool, files=pool.files[:1]), tmp_path / "notes"
+    connection = Connection(libvirtd.uri)
+    with ThreadPoolExecutor(2) as threads:
+        placement = await make(block_store(allowed, connection, staging, threads, notes=kept))
+        elsewhere = block_store(allowed, connection, tmp_path / "elsewhere", threads, notes=kept)
+        found = await elsewhere.find("disk", known=None, algorithm=Algorithm.SHA_256)
+        with pytest.raises(NoSpaceError):
+            await make(elsewhere, "other")
+        for path in kept.glob("*.json"):
+            note = decode(path.read_bytes())
+            assert isinstance(note, Holding)
+            path.write_bytes(encode(replace(note, slot=replace(note.slot, capacity=note.slot.capacity - 4096))))
+        with pytest.raises(NoSpaceError):
+            await make(elsewhere, "other")
+    await connection.close()
+    assert found is not None
+    assert found.placement == placement
+    assert pool.read(placement.path, SIZE) == CONTENT
 
 
 async def test_the_status_tells_what_is_free(store: BlockStore, pool: BlockPool) -> None:

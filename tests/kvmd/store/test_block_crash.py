@@ -15,9 +15,9 @@ import pytest
 from kvmd.core.allotment import Holding, Intention, Note, Vacant, encode, subject
 from kvmd.errors import ExistsError, HypervisorUnreachableError, PoolMissingError
 from kvmd.store import patience
-from kvmd.store.block import NOTES, BlockStore
+from kvmd.store.block import BlockStore
 from kvmwire.digest import Algorithm
-from tests.kvmd.store.blocks import holdings, libvirtd, notes, pool, staged, staging, store
+from tests.kvmd.store.blocks import NOTES, holdings, libvirtd, notes, pool, staged, staging, store
 from tests.kvmd.store.contract import CONTENT, SIZE, digest, keep_half, make, request
 from tests.kvmd.store.placer import KEY
 from tests.support.blockpools import MIB, BlockPool

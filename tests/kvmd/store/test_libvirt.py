@@ -104,7 +104,7 @@ async def store(libvirtd: Libvirtd, pool: Path, tmp_path: Path) -> AsyncIterator
             "fast",
             connection,
             staging=folder(tmp_path),
-            folder=tmp_path,
+            notes=tmp_path / "placed",
             units=(),
             is_sparse=True,
             executor=threads,

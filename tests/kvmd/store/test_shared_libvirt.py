@@ -49,7 +49,7 @@ async def pair(libvirtd: Libvirtd, tmp_path: Path) -> AsyncIterator[Pair]:
                 "fast",
                 connection,
                 staging=staging,
-                folder=tmp_path,
+                notes=tmp_path / "placed",
                 units=(),
                 is_sparse=True,
                 executor=threads,
