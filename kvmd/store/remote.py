@@ -21,6 +21,8 @@ from kvmd.store.nbd import NbdDevice
 
 _ACTIVATE = 'exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
 """Hands the socket on as systemd does (sd_listen_fds(3))."""
+_DIES_WITH_ITS_PARENT = ("setpriv", "--pdeathsig", "KILL")
+"""util-linux's, which every system of ours has; it must be started by a thread that lives longer than the device is open."""
 _END_S = 5.0
 _SECRET = "secret"  # noqa: S105 - a name
 
@@ -30,7 +32,8 @@ def remote_device(server: Server, slot: Slot, *, is_written: bool) -> Generator[
     """Open a volume. Raises OSError: ENODEV where the volume cannot be reached.
 
     qemu-nbd gets a socket that kvmd has connected to already, and its secret and its log as open files without names: however kvmd
-    ends, qemu-nbd sees the connection's end and ends, too, and nothing is left.
+    ends, qemu-nbd sees the connection's end and ends, too, and nothing is left. Before a client has introduced itself it does not care
+    for that end, so it is told to die with its parent.
     """
     program = shutil.which("qemu-nbd")
     if program is None:
@@ -42,7 +45,7 @@ def remote_device(server: Server, slot: Slot, *, is_written: bool) -> Generator[
         words = arguments(server, slot, secret=secret, is_written=is_written)
         with _listening() as (listener, connected):
             process = subprocess.Popen(  # noqa: S603 - no words but libvirt's, and the shell takes none of them for its own
-                ["/bin/sh", "-c", _ACTIVATE, "sh", program, *words],
+                [*_DIES_WITH_ITS_PARENT, "/bin/sh", "-c", _ACTIVATE, "sh", program, *words],
                 stdin=listener.fileno(),
                 stdout=log,
                 stderr=log,
