@@ -443,8 +443,8 @@ class Hypervisor(Protocol):
         """
         ...
 
-    async def switch(self, uuid: str, to: Switch) -> None:
-        """Start it, ask it to shut down, or pull its plug; nothing where it is so already."""
+    async def switch(self, uuid: str, to: Switch) -> str:
+        """Start it, ask it to shut down, or pull its plug; nothing where it is so already. Gives the remark as ``look`` does."""
         ...
 
     async def remove(self, uuid: str, files: MachineFiles) -> None:

@@ -336,7 +336,7 @@ class MachineSettings(Section):
         description="libvirtd that runs machines, such as qemu:///system; empty: none are run",
     )
     type: Literal["auto", "kvm", "qemu"] = Field(
-        default="auto", description="auto: KVM where libvirt offers it, else QEMU's emulation"
+        default="auto", description="auto: KVM where it works, else QEMU's emulation"
     )
     network: SettingName = Field(
         default="user",

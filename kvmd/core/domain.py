@@ -13,6 +13,8 @@ from kvmd.core.overlay import Backing
 NAMESPACE = "https://kvmd.io/machine/1"
 """Of the element in a domain's metadata that tells that kvmd made it."""
 _MACHINE = f"{{{NAMESPACE}}}machine"
+_KVM, _HOSTS_PROCESSOR = "kvm", "host-passthrough"
+_QEMU, _EMULATED_PROCESSOR = "qemu", "maximum"
 NO_NETWORK = "none"
 USER_NETWORK = "user"
 QEMU_FORMATS: Mapping[FoundFormat, str] = {
@@ -77,11 +79,15 @@ class Power(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A domain that the hypervisor knows. ``provenance`` is None where somebody else than kvmd made it."""
+    """A domain that the hypervisor knows. ``provenance`` is None where somebody else than kvmd made it.
+
+    ``remark`` is what its owner should know of how it runs; mostly nothing.
+    """
 
     uuid: str
     power: Power
     provenance: Provenance | None
+    remark: str = ""
 
 
 class Switch(StrEnum):
@@ -108,7 +114,7 @@ class MachineFiles:
 def domain_xml(spec: DomainSpec, *, is_kvm: bool) -> str:
     """Write the domain, run by KVM or by QEMU's emulation."""
     ET.register_namespace("kvmd", NAMESPACE)
-    domain = ET.Element("domain", type="kvm" if is_kvm else "qemu")
+    domain = ET.Element("domain", type=_KVM if is_kvm else _QEMU)
     _text(domain, "name", spec.name)
     _text(domain, "uuid", spec.uuid)
     made_for = spec.provenance
@@ -120,11 +126,30 @@ def domain_xml(spec: DomainSpec, *, is_kvm: bool) -> str:
     features = ET.SubElement(domain, "features")
     ET.SubElement(features, "acpi")
     ET.SubElement(features, "apic")
-    ET.SubElement(domain, "cpu", mode="host-passthrough" if is_kvm else "maximum")
+    ET.SubElement(domain, "cpu", mode=_HOSTS_PROCESSOR if is_kvm else _EMULATED_PROCESSOR)
     ET.SubElement(domain, "clock", offset="utc")
     for event, action in (("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")):
         _text(domain, f"on_{event}", action)
     _devices(ET.SubElement(domain, "devices"), spec)
+    return ET.tostring(domain, encoding="unicode")
+
+
+def is_kvm_domain(xml: str) -> bool:
+    """Whether a domain's XML says that KVM runs it."""
+    return ET.fromstring(xml).get("type") == _KVM  # noqa: S314 - libvirt's own words
+
+
+def emulated(xml: str) -> str:
+    """Give a domain's XML with QEMU's emulation instead of KVM; identity, disks and devices stay what they are."""
+    ET.register_namespace("kvmd", NAMESPACE)
+    domain = ET.fromstring(xml)  # noqa: S314 - libvirt's own words
+    domain.set("type", _QEMU)
+    for cpu in domain.findall("cpu"):
+        cpu.clear()
+        cpu.set("mode", _EMULATED_PROCESSOR)
+    for devices in domain.findall("devices"):
+        for emulator in devices.findall("emulator"):  # libvirt puts in the one of the new type
+            devices.remove(emulator)
     return ET.tostring(domain, encoding="unicode")
 
 

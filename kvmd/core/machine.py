@@ -162,8 +162,9 @@ def observed(record: MachineRecord, domain: Domain | None, *, now: datetime) -> 
     if (status.state is MachineState.RUNNING) == is_on and (domain is not None or status.code is not None):
         return None
     state = MachineState.RUNNING if is_on else MachineState.STOPPED
+    remark = domain.remark if domain is not None and is_on else ""
     seen = status.model_copy(
-        update={"state": state, "code": None, "message": "", "hint": "", "since": now, "next_attempt": None}
+        update={"state": state, "code": None, "message": remark, "hint": "", "since": now, "next_attempt": None}
     )
     if domain is None:
         error = MachineError(

@@ -176,8 +176,8 @@ class Machines:
     async def _start(self, record: MachineRecord) -> MachineRecord:
         """Start it; what is announced and not journaled would be found out again."""
         self._say(self._with_state(record, MachineState.STARTING))
-        await self._hypervisor.switch(record.uuid, Switch.ON)
-        return self._with_state(record, MachineState.RUNNING)
+        remark = await self._hypervisor.switch(record.uuid, Switch.ON)
+        return _telling(self._with_state(record, MachineState.RUNNING), message=remark)
 
     async def _undo(self, wish: MachineWish, record: MachineRecord, error: KvmdError, *, is_new: bool) -> None:
         """Leave nothing of a first attempt that failed, but for what was there before it."""
@@ -206,8 +206,10 @@ class Machines:
         elif not wish.machine.start and is_on:
             await self._stop(record, course)
             return
+        elif domain is not None and is_on:
+            record = _telling(self._with_state(record, MachineState.RUNNING), message=domain.remark)
         else:
-            record = self._with_state(record, MachineState.RUNNING if is_on else MachineState.STOPPED)
+            record = self._with_state(record, MachineState.STOPPED)
         await self._settled(wish, record)
 
     async def _stop(self, record: MachineRecord, course: _Course) -> None:

@@ -11,24 +11,42 @@ from typing import TYPE_CHECKING, Literal, TypeVar, cast
 from uuid import uuid4
 from xml.etree import ElementTree as ET
 
+from kvmd.core.acceleration import kvm_failure
 from kvmd.core.console import readable
-from kvmd.core.domain import Domain, DomainSpec, MachineFiles, Power, Switch, domain_xml, provenance_of
+from kvmd.core.domain import (
+    Domain,
+    DomainSpec,
+    MachineFiles,
+    Power,
+    Switch,
+    domain_xml,
+    emulated,
+    is_kvm_domain,
+    provenance_of,
+)
 from kvmd.core.overlay import overlay
 from kvmd.errors import ExistsError, KvmdError, MachineError
 from kvmd.hypervisor import files as own
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.library import load_libvirt
 from kvmd.hypervisor.seed import load_pycdlib, seed_image
+from kvmd.log import get_logger
 
 if TYPE_CHECKING:
     from libvirt import virConnect, virDomain, virStoragePool
+
+log = get_logger(__name__)
 
 T = TypeVar("T")
 Acceleration = Literal["auto", "kvm", "qemu"]
 
 
 class LibvirtMachines:
-    """Implements the port ``Hypervisor``. Raises ConfigError where the extra ``libvirt`` is not installed."""
+    """Implements the port ``Hypervisor``. Raises ConfigError where the extra ``libvirt`` is not installed.
+
+    With ``auto`` a machine that KVM fails to start is emulated, and so is every other one that is started later: libvirt offers KVM
+    wherever there is a /dev/kvm, also one that QEMU cannot use, as in some virtual machines.
+    """
 
     def __init__(self, connection: Connection, *, executor: Executor, acceleration: Acceleration) -> None:
         load_libvirt()
@@ -36,11 +54,12 @@ class LibvirtMachines:
         self._connection = connection
         self._executor = executor
         self._acceleration = acceleration
+        self._kvm_failure = ""
 
     async def look(self, names: Collection[str]) -> Mapping[str, Domain]:
         """See the port."""
         return await self._connection.call(
-            lambda connect: _domains(connect, names), what="looking at the machines", otherwise=MachineError
+            lambda connect: self._domains(connect, names), what="looking at the machines", otherwise=MachineError
         )
 
     async def make(self, spec: DomainSpec, files: MachineFiles, *, is_new: bool) -> None:
@@ -49,10 +68,11 @@ class LibvirtMachines:
         await self._on_thread(_make_files, spec, files, is_new)
         await self._call(lambda connect: self._define(connect, spec), f"{spec.name}: defining it")
 
-    async def switch(self, uuid: str, to: Switch) -> None:
+    async def switch(self, uuid: str, to: Switch) -> str:
         """See the port."""
-        await self._call(
-            lambda connect: _switch(connect.lookupByUUIDString(uuid), to), f"{uuid}: switching it {to.value}"
+        return await self._call(
+            lambda connect: self._switch(connect, connect.lookupByUUIDString(uuid), to),
+            f"{uuid}: switching it {to.value}",
         )
 
     async def remove(self, uuid: str, files: MachineFiles) -> None:
@@ -73,10 +93,66 @@ class LibvirtMachines:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
     def _define(self, connect: virConnect, spec: DomainSpec) -> None:
-        is_kvm = self._acceleration == "kvm" or (self._acceleration == "auto" and _has_kvm(connect))
-        domain = connect.defineXML(domain_xml(spec, is_kvm=is_kvm))
+        domain = connect.defineXML(domain_xml(spec, is_kvm=self._is_kvm_wanted(connect)))
         domain.setAutostart(int(spec.is_autostarted))
         _refresh_pools(connect, spec.console)
+
+    def _is_kvm_wanted(self, connect: virConnect) -> bool:
+        if self._acceleration == "auto":
+            return not self._kvm_failure and _has_kvm(connect)
+        return self._acceleration == "kvm"
+
+    def _domains(self, connect: virConnect, names: Collection[str]) -> Mapping[str, Domain]:
+        """Describe these domains; the list tells all names at once, everything else costs a question for each."""
+        libvirt = load_libvirt()
+        found: dict[str, Domain] = {}
+        if not names:
+            connect.getCapabilities()  # for the first time libvirtd starts every QEMU that there is: 0.5 to 2 s
+        for one in [one for one in connect.listAllDomains(0) if one.name() in names]:
+            with suppress(libvirt.libvirtError):  # gone in between
+                xml = one.XMLDesc(0)
+                found[one.name()] = Domain(one.UUIDString(), _power(one), provenance_of(xml), self._remark(xml))
+        return found
+
+    def _remark(self, xml: str) -> str:
+        """Tell that a domain is emulated, where nobody chose that."""
+        if self._acceleration != "auto" or is_kvm_domain(xml):
+            return ""
+        why = f"KVM does not work on this host: {self._kvm_failure}" if self._kvm_failure else "libvirt offered no KVM"
+        return f"Emulated by QEMU, which is slow: {why}."
+
+    def _switch(self, connect: virConnect, domain: virDomain, to: Switch) -> str:
+        is_active = bool(domain.isActive())
+        match to:
+            case Switch.ON if not is_active:
+                self._start(connect, domain)
+            case Switch.SHUTDOWN if is_active:
+                domain.shutdown()
+            case Switch.OFF if is_active:
+                domain.destroy()
+            case _:
+                pass
+        return self._remark(domain.XMLDesc(0))
+
+    def _start(self, connect: virConnect, domain: virDomain) -> None:
+        """Start it; with ``auto`` without KVM where KVM fails. Raises libvirtError."""
+        libvirt = load_libvirt()
+        may_change = self._acceleration == "auto" and is_kvm_domain(domain.XMLDesc(0))
+        if may_change and not self._is_kvm_wanted(connect):
+            domain = _defined_emulated(connect, domain)
+        try:
+            domain.create()
+        except libvirt.libvirtError as exc:
+            failure = kvm_failure(str(exc)) if may_change and exc.get_error_domain() == libvirt.VIR_FROM_QEMU else ""
+            if not failure:
+                raise
+            self._kvm_failure = failure
+            log.warning(
+                "KVM does not work here: machines are emulated from now on, until kvmd starts anew",
+                machine=domain.name(),
+                reason=failure,
+            )
+            _defined_emulated(connect, domain).create()
 
 
 def _make_files(spec: DomainSpec, files: MachineFiles, is_new: bool) -> None:  # noqa: FBT001 - run on a thread
@@ -103,18 +179,6 @@ def _contents(spec: DomainSpec, files: MachineFiles) -> Iterator[tuple[str, byte
 
 def _delete_files(files: MachineFiles) -> list[str]:
     return own.delete(files.root, files.seed, files.console, *own.rotated(files.console))
-
-
-def _domains(connect: virConnect, names: Collection[str]) -> Mapping[str, Domain]:
-    """Describe these domains; the list tells all names at once, everything else costs a question for each."""
-    libvirt = load_libvirt()
-    found: dict[str, Domain] = {}
-    if not names:
-        connect.getCapabilities()  # for the first time libvirtd starts every QEMU that there is: 0.5 to 2 s
-    for one in [one for one in connect.listAllDomains(0) if one.name() in names]:
-        with suppress(libvirt.libvirtError):  # gone in between
-            found[one.name()] = Domain(one.UUIDString(), _power(one), provenance_of(one.XMLDesc(0)))
-    return found
 
 
 def _power(domain: virDomain) -> Power:
@@ -150,17 +214,11 @@ def _has_kvm(connect: virConnect) -> bool:
     return capabilities.find("guest/arch[@name='x86_64']/domain[@type='kvm']") is not None
 
 
-def _switch(domain: virDomain, to: Switch) -> None:
-    is_active = bool(domain.isActive())
-    match to:
-        case Switch.ON if not is_active:
-            domain.create()
-        case Switch.SHUTDOWN if is_active:
-            domain.shutdown()
-        case Switch.OFF if is_active:
-            domain.destroy()
-        case _:
-            pass
+def _defined_emulated(connect: virConnect, domain: virDomain) -> virDomain:
+    """Define a domain that is off anew, to be emulated. libvirt keeps whether it starts with the host."""
+    libvirt = load_libvirt()
+    kept = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+    return connect.defineXML(emulated(domain.XMLDesc(kept)))
 
 
 def _undefine(connect: virConnect, uuid: str) -> None:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmd.core.domain import DomainSpec, Provenance, RootDisk, domain_xml, provenance_of
+from kvmd.core.domain import DomainSpec, Provenance, RootDisk, domain_xml, emulated, is_kvm_domain, provenance_of
 from kvmd.core.overlay import Backing
 
 PROVENANCE = Provenance("vm1", "default", "deb12")
@@ -71,6 +71,14 @@ def test_networks() -> None:
         assert interface is not None
         assert interface.get("type") == kind
     assert parsed(SPEC).find("devices/interface") is None
+
+
+def test_an_emulated_domain_is_the_same_one_with_another_processor() -> None:
+    defined = domain_xml(SPEC, is_kvm=True).replace("<devices>", "<devices><emulator>/usr/bin/kvm</emulator>")
+
+    assert is_kvm_domain(defined)
+    assert emulated(defined) == domain_xml(SPEC, is_kvm=False)
+    assert not is_kvm_domain(emulated(defined))
 
 
 def test_kvm_shows_the_hosts_processor_and_emulation_all_it_has() -> None:

@@ -214,6 +214,18 @@ def test_what_a_domain_does_by_itself_is_noticed(
         assert observed(seen, domain, now=NOW) is None, "it is told once"
 
 
+def test_what_is_remarkable_about_a_running_machine_is_told_while_it_runs() -> None:
+    domain = Domain(UUID, Power.ON, Provenance("vm1", "default", "deb12"), "Emulated.")
+
+    running = observed(made(wish(), host(wish()), state=MachineState.STOPPED), domain, now=NOW)
+    assert running is not None
+    stopped = observed(running, replace(domain, power=Power.OFF), now=NOW)
+
+    assert running.status.message == "Emulated."
+    assert stopped is not None
+    assert stopped.status.message == ""
+
+
 def test_a_machine_of_another_template_keeps_its_disk() -> None:
     there = made(wish(), host(wish()))
 

@@ -124,6 +124,21 @@ async def test_the_same_event_twice_is_one_machine_and_it_outlives_the_daemon(
     assert (pool / "vm1+root.qcow2").stat().st_ino == root.st_ino
 
 
+async def test_kvm_is_used_where_it_works_and_else_the_machine_says_that_it_is_emulated(
+    broker: Broker, lab: Site, libvirtd: Libvirtd, pool: Path, tmp_path: Path, template: dict[str, object]
+) -> None:
+    async with running(machine_host(tmp_path / "kvm01", broker.url, libvirtd, type="auto")):
+        await lab.deploy(template, "vm1", machine={"name": "vm1", "memory_mib": 64})
+        status = await machine(lab, "vm1", "running")
+        is_kvm = "<domain type='kvm'" in libvirtd.virsh("dumpxml", "vm1")
+        if not is_kvm:
+            await on_console(pool, "vm1", MARKER)
+
+    assert status.message.startswith("Emulated by QEMU") is not is_kvm
+    assert status.code is None
+    assert libvirtd.virsh("domuuid", "vm1").strip() == status.uuid
+
+
 @pytest.mark.parametrize(
     ("wanted", "code"),
     [
