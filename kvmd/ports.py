@@ -298,6 +298,10 @@ class Keeper(Protocol):
         """Give the paths of this pool's volumes that read from the volume at ``path``, of this pool or another."""
         ...
 
+    async def whereabouts(self, placement: Placement) -> str:
+        """Give the path that leads to the volume now: devices are called otherwise after a boot."""
+        ...
+
 
 class Sweeper(Protocol):
     """Finds and deletes the partial data that nobody goes on with in a storage pool. Errors: StoreError."""

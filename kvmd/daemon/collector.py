@@ -90,7 +90,7 @@ class Collector:
     async def _delete_former(self, replica: Replica, placement: Placement) -> str:
         if placement not in [one.placement for one in replica.formers]:
             return _BUSY
-        if users := await self._users.of(placement.path):
+        if users := await self._used_by(replica.key.pool, placement):
             return f"in use by {', '.join(users)}"
         why_not = await self._remove(replica.key.pool, placement)
         await self._replicas.amend(replica, without(replica, placement), is_told=False)
@@ -104,16 +104,23 @@ class Collector:
         if not await self._replicas.amend(before, after, is_told=False):
             return _BUSY
         try:
-            users = await self._users.of(placement.path)
+            users = await self._used_by(before.key.pool, placement)
         except BaseException:
             await asyncio.shield(self._replicas.amend(after, before, is_told=False))
             raise
         if users:
             await self._replicas.amend(after, before, is_told=False)
             return f"in use by {', '.join(users)}"
-        why_not = await self._remove(before.key.pool, placement)
+        try:
+            why_not = await self._remove(before.key.pool, placement)
+        except KvmdError:
+            await self._replicas.amend(after, after)  # nobody knows what is left of it: the next run sees to that
+            raise
         await self._replicas.amend(after, without(after, placement))
         return why_not
+
+    async def _used_by(self, pool: str, placement: Placement) -> Sequence[str]:
+        return await self._users.of(await self._stores[pool].whereabouts(placement))
 
     async def _remove(self, pool: str, placement: Placement) -> str:
         """Delete that very file; what is left of it is nobody's on this host."""

@@ -236,11 +236,12 @@ class Inbox:
         verb = event.topic.verb if isinstance(event.topic, CommandTopic) else None
         if judgement.is_accepted:
             recorded = commanded(self._record, verb, data, recorded.receipt)
-        await self._answer(event, judgement, delivery, recorded)
+        enact: Callable[[], None] | None = None
+        if judgement.is_accepted and verb is Verb.GC:
+            enact = partial(self._reactions.on_gc, GcRequest(event.id, data.pool, is_dry_run=data.dry_run))
+        await self._answer(event, judgement, delivery, recorded, enact=enact)
         if judgement.is_accepted and verb is Verb.ANNOUNCE:
             await self._announcer.announce()
-        if judgement.is_accepted and verb is Verb.GC:
-            self._reactions.on_gc(GcRequest(event.id, data.pool, is_dry_run=data.dry_run))
 
     async def _refuse(self, topic: EventTopic, error: EventRefusedError, delivery: Delivery, begun: float) -> None:
         """Answer a refused event. In a flood of them most are only counted, and cost no more than their share of the time."""

@@ -22,17 +22,22 @@ class Users:
         self._domains = domains
 
     async def of(self, path: str) -> Sequence[str]:
-        """Name what needs the volume at ``path``. Raises PoolMissingError where a pool is away, or libvirt, that could."""
+        """Name what needs the volume at ``path``. Raises PoolMissingError where a pool is away, or libvirt, that could.
+
+        What comes most easily is asked last: domains may be defined while the pools are looked through, which takes longest.
+        """
+        disks = [one for pool, store in self._stores.items() for one in await _dependents(pool, store, path)]
+        domains = await self._domains.using(path)
         machines = self._record.machines_on(path)
-        users = [f"machine {name}" for name in machines]
-        users += [
-            f"the domain {name}{f' ({why})' if why else ''}"
-            for name, why in (await self._domains.using(path)).items()
-            if name not in machines
+        return [
+            *(f"machine {name}" for name in machines),
+            *(
+                f"the domain {name}{f' ({why})' if why else ''}"
+                for name, why in domains.items()
+                if name not in machines
+            ),
+            *(f"the disk {one}" for one in disks),
         ]
-        for pool, store in self._stores.items():
-            users += [f"the disk {one}" for one in await _dependents(pool, store, path)]
-        return users
 
 
 async def _dependents(pool: str, store: Keeper, path: str) -> Sequence[str]:

@@ -351,7 +351,7 @@ class Session:
 
     async def _check_unused(self, volume: Placement) -> None:
         """Raise InUseError with the names of what needs the volume."""
-        users = await self._edges.users(volume.path)
+        users = await self._edges.users(await self._edges.store.whereabouts(volume))
         if users:
             raise InUseError(
                 f"{volume.path} is needed by {', '.join(users)}; it was left as it is.",

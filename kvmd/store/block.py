@@ -132,6 +132,11 @@ class BlockStore:
         pool = await self._allotter.look()
         return [snapshot for snapshot, of in pool.snapshots if of == path]
 
+    async def whereabouts(self, placement: Placement) -> str:
+        """See the port ``Keeper``."""
+        holding = await self._allotter.holding_of(placement, await self._allotter.look())
+        return placement.path if holding is None else holding.slot.path
+
     async def remove(self, placement: Placement) -> bool:
         """See the port. A volume that libvirt cannot delete stays kvmd's, and is overwritten by another one."""
         pool = await self._allotter.look()

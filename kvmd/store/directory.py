@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from kvmd.core.backing import backs
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.garbage import Remnant
 from kvmd.core.placement import Placement, Stored
@@ -24,7 +23,7 @@ from kvmd.ports import VolumeRequest
 from kvmd.store.calls import allocate, is_in_memory, sync_found, translated
 from kvmd.store.hashing import digest_file
 from kvmd.store.inline import Inline
-from kvmd.store.looking import image_of, placement_of, references_of
+from kvmd.store.looking import image_of, placement_of, reads_from, references_of
 from kvmd.store.partial import PartialVolume, Space
 from kvmd.store.records import forget_record, read_record
 from kvmd.store.staging import PARTIAL, STAGING, PartialFiles, open_folder
@@ -106,6 +105,10 @@ class DirectoryStore:
         """See the port ``Keeper``. Only files right in the folder are looked at, and no file that they name."""
         with translated(f"looking into pool {self._name} at {self._path}"):
             return await self._on_thread(self._dependents, path)
+
+    async def whereabouts(self, placement: Placement) -> str:
+        """See the port ``Keeper``. Files stay where they are."""
+        return placement.path
 
     async def remove(self, placement: Placement) -> bool:
         """See the port."""
@@ -349,7 +352,8 @@ class DirectoryStore:
         with self._folder() as pool:
             for name in sorted(os.listdir(pool)):
                 with suppress(OSError):
-                    if any(backs(one, folder=str(self._path), path=path) for one in references_of(name, folder=pool)):
+                    names = references_of(name, folder=pool)
+                    if any(reads_from(one, folder=str(self._path), path=path) for one in names):
                         found.append(str(self._path / name))
         return found
 

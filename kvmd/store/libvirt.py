@@ -53,6 +53,10 @@ class LibvirtStore:
         """See the port ``Keeper``."""
         return await (await self._now()).dependents(path)
 
+    async def whereabouts(self, placement: Placement) -> str:
+        """See the port ``Keeper``."""
+        return await (await self._now()).whereabouts(placement)
+
     async def remove(self, placement: Placement) -> bool:
         """See the port."""
         return await (await self._now()).remove(placement)

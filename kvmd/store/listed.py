@@ -63,6 +63,10 @@ class ListedStore:
         """See the port ``Keeper``."""
         return await self._inner.dependents(path)
 
+    async def whereabouts(self, placement: Placement) -> str:
+        """See the port ``Keeper``."""
+        return await self._inner.whereabouts(placement)
+
     async def remove(self, placement: Placement) -> bool:
         """See the port."""
         is_removed = await self._inner.remove(placement)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
+from pathlib import Path
 
+from kvmd.core.backing import backs, targets
 from kvmd.core.image import ImageHead, inspect_file
 from kvmd.core.placement import Placement
 from kvmwire.digest import Digest
@@ -29,6 +32,20 @@ def references_of(name: str, *, folder: int) -> tuple[str, ...]:
         return image_of(fd, os.fstat(fd).st_size).facts.references
     finally:
         os.close(fd)
+
+
+def reads_from(reference: str, *, folder: str, path: str) -> bool:
+    """Whether an image in ``folder`` that names ``reference`` reads from the volume at ``path``, by name, link or mount.
+
+    No file is opened. Blocking.
+    """
+    if backs(reference, folder=folder, path=path):
+        return True
+    for one in targets(reference, folder=folder):
+        with suppress(OSError, ValueError):
+            if Path(one).samefile(path):
+                return True
+    return False
 
 
 def placement_of(found: os.stat_result, path: str, digest: Digest) -> Placement:

@@ -74,6 +74,10 @@ class SharedStore:
             others = await self._on_thread(f"looking who needs {path}", self._references.others, volume.name)
         return () if others else await self._inner.dependents(path)
 
+    async def whereabouts(self, placement: Placement) -> str:
+        """See the port ``Keeper``."""
+        return await self._inner.whereabouts(placement)
+
     async def remove(self, placement: Placement) -> bool:
         """See the port. Raises KeptForOthersError where another host needs the volume; this one does not any more."""
         return await self._on_thread(f"removing {placement.path}", self._references.remove, placement)

@@ -98,7 +98,10 @@ def _size(found: Sequence[os.stat_result]) -> int:
 
 
 def _moment(found: os.stat_result) -> datetime:
-    return datetime.fromtimestamp(found.st_mtime, UTC)
+    try:
+        return datetime.fromtimestamp(found.st_mtime, UTC)
+    except (ValueError, OverflowError):  # a filesystem may know years that no calendar does
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _is_locked(staging: int, names: Sequence[str]) -> bool:

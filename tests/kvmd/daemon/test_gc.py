@@ -175,6 +175,29 @@ async def test_a_replica_that_nobody_uses_goes_by_policy_alone_and_comes_back_wh
         assert gone(await collected(lab)) == []
 
 
+async def test_a_replica_that_was_given_up_says_so_although_its_file_cannot_be_deleted(
+    broker: Broker, lab: Site, tmp_path: Path, hostile: HostileServer
+) -> None:
+    async with running(Daemon(tmp_path / "kvm01", broker.url)) as first:
+        await ready(lab, hostile)
+        assert await first.stop() == 0
+    age(first)
+    chattr = require_program("chattr")
+    if subprocess.run([chattr, "+i", first.volume("deb12")], capture_output=True, check=False).returncode:
+        pytest.skip("the filesystem has no immutable files, or only root may make them")
+    try:
+        async with running(Daemon(tmp_path / "kvm01", broker.url, tables=UNUSED)) as kvmd:
+            (item,) = (await collected(lab)).items
+            assert not item.goes
+            assert "could not be deleted" in item.why
+            await lab.watch.replica("deb12", "absent")
+            subprocess.run([chattr, "-i", first.volume("deb12")], check=True)
+            assert gone(await collected(lab)) == ["deb12"]
+            assert not kvmd.volume("deb12").exists()
+    finally:
+        subprocess.run([chattr, "-i", first.volume("deb12")], check=False, capture_output=True)
+
+
 async def test_where_space_is_short_the_unused_goes_unasked(
     broker: Broker, lab: Site, tmp_path: Path, hostile: HostileServer
 ) -> None:

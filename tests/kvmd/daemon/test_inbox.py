@@ -19,6 +19,7 @@ from kvmd.clock import SystemClock
 from kvmd.core.desired import HostRecord, Recorded
 from kvmd.core.tally import Tally
 from kvmd.daemon.announcer import Announcer, Identity, offline
+from kvmd.daemon.caretaker import GcRequest
 from kvmd.daemon.credentials import Credentials, Identification
 from kvmd.daemon.inbox import Inbox, Reactions
 from kvmd.journal import FILE, KEPT_RECEIPTS, SqliteJournal
@@ -43,6 +44,7 @@ class Desk:
     journal: SqliteJournal
     vault: Vault
     on_change: Callable[[], None] = lambda: None
+    looked_for: list[GcRequest] = field(default_factory=list[GcRequest])
     inbox: Inbox = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +72,7 @@ class Desk:
             announcer=announcer,
             clock=clock,
             credentials=credentials,
-            reactions=Reactions(self._changed, on_gc=lambda _: None),
+            reactions=Reactions(self._changed, on_gc=self.looked_for.append),
         )
 
     def _changed(self) -> None:
@@ -112,6 +114,22 @@ async def test_what_is_journaled_is_in_force_though_the_connection_is_lost_meanw
     await eventually(lambda: "ca" in desk.record.credentials and desk.record.credentials["ca"].status.generation == 2)
 
     assert desk.vault.has("ca") is (ensure == "present")
+
+
+async def test_a_request_to_look_for_garbage_that_is_journaled_is_carried_out_though_the_connection_is_lost(
+    desk: Desk,
+) -> None:
+    with contextlib.closing(sqlite3.connect(desk.folder / FILE)) as other:
+        other.execute("BEGIN IMMEDIATE")  # the journal has to wait
+        taking = asyncio.create_task(desk.take("command/all/gc", {}, id="1"))
+        await asyncio.wait([taking], timeout=0.2)
+        taking.cancel()
+        await asyncio.wait([taking])
+        other.rollback()
+    await eventually(lambda: "1" in desk.record.receipts)
+    await desk.take("command/all/gc", {}, id="1")
+
+    assert desk.looked_for == [GcRequest("1")]
 
 
 async def test_an_event_that_meets_a_defect_is_refused_and_others_go_on(desk: Desk) -> None:

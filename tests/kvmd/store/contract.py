@@ -299,3 +299,14 @@ class FolderContract(StoreContract):
         disk.write_bytes(overlay(1 << 30, Backing(placement.path, "raw")))
         assert await store.dependents(placement.path) == [str(disk)]
         assert await store.dependents(str(disk)) == []
+
+    async def test_what_reads_from_a_volume_by_another_name_of_its_folder_is_found(
+        self, store: PoolStore, tmp_path: Path
+    ) -> None:
+        placement = await make(store)
+        folder, name = Path(placement.path).parent, Path(placement.path).name
+        (tmp_path / "alias").symlink_to(folder)
+        disks = [folder / "vm1.qcow2", folder / "vm2.qcow2"]
+        disks[0].write_bytes(overlay(1 << 30, Backing(str(tmp_path / "alias" / name), "raw")))
+        disks[1].write_bytes(overlay(1 << 30, Backing(f"/{placement.path}", "raw")))
+        assert await store.dependents(placement.path) == [*map(str, disks)]

@@ -244,6 +244,12 @@ async def test_no_unit_is_touched_that_the_settings_do_not_name(
         assert pool.read(f"lun-{number}", size) == bytes(size)
 
 
+@only_disk
+async def test_a_volume_whose_device_has_another_name_since_is_told_by_the_one_it_has_now(store: BlockStore) -> None:
+    placement = await make(store)
+    assert await store.whereabouts(replace(placement, path="/dev/before1")) == placement.path
+
+
 @only_iscsi
 async def test_a_unit_with_an_image_is_not_overwritten_because_the_settings_or_its_size_have_changed(
     libvirtd: Libvirtd, pool: BlockPool, staging: Path, tmp_path: Path

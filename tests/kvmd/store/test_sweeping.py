@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -44,6 +45,16 @@ async def leave(store: DirectoryStore | SharedStore, name: str) -> None:
 def age(folder: Path) -> None:
     for path in (folder / ".kvmd").iterdir():
         os.utime(path, (LONG_AGO.timestamp(),) * 2)
+
+
+async def test_what_was_written_in_a_year_that_no_calendar_knows_is_young(executor: ThreadPoolExecutor) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:  # a tmpfs keeps such times
+        store = DirectoryStore("pool", Path(folder), executor=executor)
+        await leave(store, "disk")
+        for path in (Path(folder) / ".kvmd").iterdir():
+            os.utime(path, (1e13, 1e13))
+        (remnant,) = await store.remnants(unlocked_since=NEVER)
+    assert remnant.modified > datetime.now(UTC)
 
 
 async def test_a_pool_without_a_staging_folder_has_none(store: DirectoryStore) -> None:
