@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
+from kvmd.core.backing import Dependents
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.compression import Bounds, Compression
 from kvmd.core.entity import Entity
@@ -294,8 +295,8 @@ class Keeper(Protocol):
         """
         ...
 
-    async def dependents(self, path: str) -> Sequence[str]:
-        """Give the paths of this pool's volumes that read from the volume at ``path``, of this pool or another."""
+    async def dependents(self, path: str) -> Dependents:
+        """Look which of this pool's volumes read from the volume at ``path``, of this pool or another, or may."""
         ...
 
     async def whereabouts(self, placement: Placement) -> str:
@@ -320,6 +321,13 @@ class Domains(Protocol):
 
     async def using(self, path: str) -> Mapping[str, str]:
         """Name those that need the file at ``path``, or may; with why where that is not plain, else with nothing."""
+        ...
+
+    async def standing(self, images: Collection[str], path: str) -> Mapping[str, bool]:
+        """Give those of ``images``, which kvmd cannot read, that stand on ``path``, or may; and whether they surely do.
+
+        What a domain has as a disk is none of these unless it surely does: that is judged by ``using``.
+        """
         ...
 
 

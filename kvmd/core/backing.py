@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import cast
 
 _FILE = "file:"
 _JSON = "json:"
+
+
+@dataclass(frozen=True, slots=True)
+class Dependents:
+    """Paths of a pool's files: ``disks`` read from the volume in question; ``unread`` may, and could not be looked into, with why."""
+
+    disks: tuple[str, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def backs(reference: str, *, folder: str, path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
@@ -17,6 +18,8 @@ from kvmwire.events import CloudInit
 from kvmwire.status import MachineState, MachineStatus, ReplicaState
 
 GIB = 1 << 30
+_ROOT, _SEED, _CONSOLE = "+root.qcow2", "+seed.iso", "+console.log"
+_OWN = re.compile(rf"[^+]+(?:{re.escape(_ROOT)}|{re.escape(_SEED)}|{re.escape(_CONSOLE)}(?:\.\d+)?)")
 _FILES_HINT = "Deploy into a pool of files: a directory, or libvirt's dir, fs or netfs."
 
 
@@ -107,14 +110,26 @@ def files_of(wish: MachineWish, record: MachineRecord) -> MachineFiles:
     start = f"{record.folder}/{record.name}"
     given = wish.machine.cloud_init or CloudInit()
     return MachineFiles(
-        console=f"{start}+console.log",
+        console=f"{start}{_CONSOLE}",
         root=record.root.path if record.root is not None else None,
-        seed=f"{start}+seed.iso",
+        seed=f"{start}{_SEED}",
         documents={
             "user-data": user_data(given),
             "meta-data": meta_data(given, name=record.name, instance_id=record.uuid),
         },
     )
+
+
+def is_machine_file(name: str) -> bool:
+    """Whether a file has a name as machines' own files have, those included that virtlogd has put aside."""
+    return _OWN.fullmatch(name) is not None
+
+
+def is_own_file(record: HostRecord, path: str) -> bool:
+    """Whether it is the file of a machine in the journal, which knows what that stands on."""
+    folder, _, name = path.rpartition("/")
+    machine = record.machines.get(name.partition("+")[0])
+    return is_machine_file(name) and machine is not None and machine.folder == folder
 
 
 def status_of(wish: MachineWish, state: MachineState, *, uuid: str | None, now: datetime) -> MachineStatus:
@@ -182,7 +197,7 @@ def observed(record: MachineRecord, domain: Domain | None, *, now: datetime) -> 
 def _root(wish: MachineWish, replica: Replica) -> RootDisk:
     status, machine = replica.status, wish.machine
     path, form = status.path or "", FoundFormat(status.format or FoundFormat.RAW)
-    own = f"{path.rpartition('/')[0]}/{machine.name}+root.qcow2"
+    own = f"{path.rpartition('/')[0]}/{machine.name}{_ROOT}"
     asked = (machine.disk_gib or 0) * GIB
     if form is FoundFormat.ISO:
         return RootDisk(own, asked, None)

@@ -19,13 +19,15 @@ class DomainFiles:
     """What a domain needs, as its descriptions say.
 
     ``paths`` are absolute, of files and devices. ``volumes`` are disks named by libvirt's pool and volume. ``open_ended`` are those of
-    the paths that may stand on further files, which the descriptions do not name. ``images`` and ``units`` are behind servers: RBD
+    the paths that may stand on further files, which the descriptions do not name; ``layers`` those that are disks, or that disks are
+    said to stand on. ``images`` and ``units`` are behind servers: RBD
     images as libvirt's pools name them, and units of iSCSI as the ends of those names.
     """
 
     paths: frozenset[str] = frozenset()
     volumes: frozenset[tuple[str, str]] = frozenset()
     open_ended: frozenset[str] = frozenset()
+    layers: frozenset[str] = frozenset()
     images: frozenset[str] = frozenset()
     units: frozenset[str] = frozenset()
 
@@ -37,7 +39,7 @@ class DomainFiles:
 def files_in(*descriptions: str) -> DomainFiles:
     """Read a domain's descriptions in XML: live, persistent, and of its snapshots. Raises ET.ParseError."""
     paths, volumes, ends, known = set[str](), set[tuple[str, str]](), set[str](), set[str]()
-    images, units = set[str](), set[str]()
+    images, units, layers = set[str](), set[str](), set[str]()
     for xml in descriptions:
         for element in _elements(ET.fromstring(xml)):  # noqa: S314 - libvirt's own words
             for text in (*element.attrib.values(), (element.text or "").strip()):
@@ -52,12 +54,18 @@ def files_in(*descriptions: str) -> DomainFiles:
             if source.get("protocol") == "iscsi":
                 units.add(_unit(source.get("name", "")))
             path = source.get("file") or source.get("dev")
+            layers.update([path] if path else ())
             if path is not None and element.find("backingStore") is not None:
                 known.add(path)
             elif path is not None and _format(element) not in _ALONE:
                 ends.add(path)
     return DomainFiles(
-        frozenset(paths), frozenset(volumes), frozenset(ends - known), images=frozenset(images), units=frozenset(units)
+        frozenset(paths),
+        frozenset(volumes),
+        frozenset(ends - known),
+        layers=frozenset(layers),
+        images=frozenset(images),
+        units=frozenset(units),
     )
 
 

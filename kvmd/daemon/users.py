@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from kvmd.core.backing import Dependents
 from kvmd.core.desired import HostRecord
+from kvmd.core.machine import is_own_file
 from kvmd.errors import PoolMissingError, PoolUnsupportedError
 from kvmd.ports import Domains, Keeper
 
 LOOK_S = 60.0
 """So long a pool gets to be looked through."""
+_HIDDEN = (
+    "kvmd cannot read it: {why}; what it stands on is not known, so it counts: let kvmd's user read it, setfacl -m u:kvmd:r {path}, "
+    "or have libvirt list its folder as a pool"
+)
 
 
 class Users:
@@ -26,7 +32,7 @@ class Users:
 
         What comes most easily is asked last: domains may be defined while the pools are looked through, which takes longest.
         """
-        disks = [one for pool, store in self._stores.items() for one in await _dependents(pool, store, path)]
+        disks = await self._disks(path)
         domains = await self._domains.using(path)
         machines = self._record.machines_on(path)
         return [
@@ -39,14 +45,26 @@ class Users:
             *(f"the disk {one}" for one in disks),
         ]
 
+    async def _disks(self, path: str) -> Sequence[str]:
+        """Name the disks in the pools that stand on the volume, and those of which nobody can tell, with what to do."""
+        disks, unread = list[str](), dict[str, str]()
+        for pool, store in self._stores.items():
+            found = await _dependents(pool, store, path)
+            disks += found.disks
+            unread |= {one: why for one, why in found.unread.items() if not is_own_file(self._record, one)}
+        if unread:
+            for one, is_sure in sorted((await self._domains.standing(unread, path)).items()):
+                disks.append(one if is_sure else f"{one} ({_HIDDEN.format(why=unread[one], path=one)})")
+        return disks
 
-async def _dependents(pool: str, store: Keeper, path: str) -> Sequence[str]:
+
+async def _dependents(pool: str, store: Keeper, path: str) -> Dependents:
     limit = asyncio.timeout(LOOK_S)
     try:
         async with limit:
             return await store.dependents(path)
     except PoolUnsupportedError:
-        return ()  # kvmd puts nothing there, and can look at nothing
+        return Dependents()  # kvmd puts nothing there, and can look at nothing
     except PoolMissingError as exc:
         raise _unknown(pool, path, exc.message.rstrip(".")) from exc
     except TimeoutError as exc:

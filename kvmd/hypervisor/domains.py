@@ -47,6 +47,21 @@ class LibvirtDomains:
                     users[name] = why
         return users
 
+    async def standing(self, images: Collection[str], path: str) -> Mapping[str, bool]:
+        """See the port. libvirt, which may read them, tells of those that lie in its active pools of folders."""
+        left, found = set(images), dict[str, bool]()
+        for connection in self._connections:
+            told = await _ask(connection, partial(_told_anew, paths=left), f"asking what stands on {path}")
+            known = {image: below for image, below in told.items() if below is not None}
+            left -= known.keys()
+            for image, below in known.items():
+                if await self._on_thread(_has, targets(below, folder=posixpath.dirname(image)), path):
+                    found[image] = True
+        for connection in self._connections if left else ():
+            domains = await _ask(connection, _described, "asking which domains have disks that cannot be read")
+            left -= frozenset[str]().union(*(files.layers for files in domains.values()))
+        return found | dict.fromkeys(left, False)
+
     async def _need(self, connection: Connection, files: DomainFiles, path: str) -> str | None:
         """Tell why the domain counts as a user: empty where it needs the file, None where it does not."""
         if files.reaches(path) or await self._on_thread(_has, files.paths, path):
@@ -84,7 +99,11 @@ def _described(connect: virConnect) -> Mapping[str, DomainFiles]:
             files = files_in(*_descriptions(domain))
             volumes = {path for one in files.volumes if (path := _path_of(connect, *one))}
             found[domain.name()] = replace(
-                files, paths=files.paths | volumes, volumes=frozenset(), open_ended=files.open_ended | volumes
+                files,
+                paths=files.paths | volumes,
+                volumes=frozenset(),
+                open_ended=files.open_ended | volumes,
+                layers=files.layers | volumes,
             )
         except libvirt.libvirtError as exc:
             if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:  # that one is gone in between
@@ -124,6 +143,20 @@ def _told_below(connect: virConnect, paths: Collection[str]) -> Mapping[str, str
             tree = ET.fromstring(connect.storageVolLookupByPath(path).XMLDesc(0))  # noqa: S314 - libvirt's own words
             found[path] = tree.findtext("backingStore/path", "")
     return found
+
+
+def _told_anew(connect: virConnect, paths: Collection[str]) -> Mapping[str, str | None]:
+    """Have the pools of the images' folders listed anew, then see ``_told_below``; of pools that cannot be listed nothing is known."""
+    libvirt = load_libvirt()
+    folders, stale = {posixpath.dirname(path) for path in paths}, set[str]()
+    for pool in connect.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
+        folder = ET.fromstring(pool.XMLDesc(0)).findtext("target/path", "")  # noqa: S314 - libvirt's own words
+        if folder in folders:
+            try:
+                pool.refresh(0)
+            except libvirt.libvirtError:
+                stale.add(folder)
+    return _told_below(connect, [path for path in paths if posixpath.dirname(path) not in stale])
 
 
 def _has(paths: Collection[str], path: str) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kvmd.core.allotment import Holding, Vacant
+from kvmd.core.backing import Dependents
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.domain import QEMU_FORMATS
 from kvmd.core.entity import Entity
@@ -127,10 +128,10 @@ class BlockStore:
         work = partial(placed.reread, holding, server=server, algorithm=algorithm, rate=rate)
         return await self._stoppably(f"reading {placement.path}", work)
 
-    async def dependents(self, path: str) -> Sequence[str]:
+    async def dependents(self, path: str) -> Dependents:
         """See the port ``Keeper``. Of raw volumes only snapshots that libvirt tells of read from others."""
         pool = await self._allotter.look()
-        return [snapshot for snapshot, of in pool.snapshots if of == path]
+        return Dependents(tuple(snapshot for snapshot, of in pool.snapshots if of == path))
 
     async def whereabouts(self, placement: Placement) -> str:
         """See the port ``Keeper``."""

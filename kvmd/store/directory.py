@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from kvmd.core.backing import Dependents
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.garbage import Remnant
 from kvmd.core.placement import Placement, Stored
@@ -23,7 +24,7 @@ from kvmd.ports import VolumeRequest
 from kvmd.store.calls import allocate, is_in_memory, sync_found, translated
 from kvmd.store.hashing import digest_file
 from kvmd.store.inline import Inline
-from kvmd.store.looking import image_of, placement_of, reads_from, references_of
+from kvmd.store.looking import dependents_in, image_of, placement_of
 from kvmd.store.partial import PartialVolume, Space
 from kvmd.store.records import forget_record, read_record
 from kvmd.store.staging import PARTIAL, STAGING, PartialFiles, open_folder
@@ -101,7 +102,7 @@ class DirectoryStore:
         finally:
             stopped.set()
 
-    async def dependents(self, path: str) -> Sequence[str]:
+    async def dependents(self, path: str) -> Dependents:
         """See the port ``Keeper``. Only files right in the folder are looked at, and no file that they name."""
         with translated(f"looking into pool {self._name} at {self._path}"):
             return await self._on_thread(self._dependents, path)
@@ -347,15 +348,9 @@ class DirectoryStore:
             )
         return os.open(name, _OPEN_VOLUME, dir_fd=pool)
 
-    def _dependents(self, path: str) -> list[str]:
-        found: list[str] = []
+    def _dependents(self, path: str) -> Dependents:
         with self._folder() as pool:
-            for name in sorted(os.listdir(pool)):
-                with suppress(OSError):
-                    names = references_of(name, folder=pool)
-                    if any(reads_from(one, folder=str(self._path), path=path) for one in names):
-                        found.append(str(self._path / name))
-        return found
+            return dependents_in(pool, folder=str(self._path), path=path)
 
     def _remove(self, placement: Placement) -> bool:
         name = Path(placement.path).name

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from kvmd.core.backing import Dependents
 from kvmd.core.garbage import Remnant
 from kvmd.core.placement import Placement, Stored
 from kvmd.errors import KvmdError
@@ -49,7 +50,7 @@ class LibvirtStore:
         """See the port ``Keeper``."""
         return await (await self._now()).reread(placement, rate=rate)
 
-    async def dependents(self, path: str) -> Sequence[str]:
+    async def dependents(self, path: str) -> Dependents:
         """See the port ``Keeper``."""
         return await (await self._now()).dependents(path)
 

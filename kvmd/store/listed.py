@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
+from kvmd.core.backing import Dependents
 from kvmd.core.garbage import Remnant
 from kvmd.core.image import FoundFormat
 from kvmd.core.placement import Placement, Stored
@@ -59,7 +60,7 @@ class ListedStore:
         """See the port ``Keeper``."""
         return await self._inner.reread(placement, rate=rate)
 
-    async def dependents(self, path: str) -> Sequence[str]:
+    async def dependents(self, path: str) -> Dependents:
         """See the port ``Keeper``."""
         return await self._inner.dependents(path)
 

@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from kvmd.core.backing import Dependents
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.garbage import Remnant
+from kvmd.core.machine import is_machine_file
 from kvmd.core.placement import Placement, Stored
 from kvmd.errors import ExistsError, InUseError, MadeElsewhereError, NoSpaceError, StoreError
 from kvmd.log import get_logger
@@ -67,12 +69,19 @@ class SharedStore:
         """See the port ``Keeper``."""
         return await self._inner.reread(placement, rate=rate)
 
-    async def dependents(self, path: str) -> Sequence[str]:
-        """See the port ``Keeper``. A volume that another host needs stays anyway, whatever reads from it."""
+    async def dependents(self, path: str) -> Dependents:
+        """See the port ``Keeper``. A volume that another host needs stays anyway, whatever reads from it.
+
+        The disk of another host's machine, which often only that host can read, stands on what its host has noted as needed.
+        """
         volume, others = Path(path), tuple[str, ...]()
         if volume.parent == self._path:
             others = await self._on_thread(f"looking who needs {path}", self._references.others, volume.name)
-        return () if others else await self._inner.dependents(path)
+        if others:
+            return Dependents()
+        found = await self._inner.dependents(path)
+        unread = {one: why for one, why in found.unread.items() if not is_machine_file(Path(one).name)}
+        return replace(found, unread=unread)
 
     async def whereabouts(self, placement: Placement) -> str:
         """See the port ``Keeper``."""

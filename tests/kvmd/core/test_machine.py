@@ -15,6 +15,7 @@ from kvmd.core.machine import (
     Step,
     check_same_template,
     files_of,
+    is_own_file,
     next_step,
     next_steps,
     observed,
@@ -224,6 +225,27 @@ def test_what_is_remarkable_about_a_running_machine_is_told_while_it_runs() -> N
     assert running.status.message == "Emulated."
     assert stopped is not None
     assert stopped.status.message == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "is_own"),
+    [
+        ("/pool/vm1+root.qcow2", True),
+        ("/pool/vm1+seed.iso", True),
+        ("/pool/vm1+console.log", True),
+        ("/pool/vm1+console.log.12", True),
+        ("/pool/vm1+other.qcow2", False),
+        ("/pool/vm1+root.qcow2.bak", False),
+        ("/elsewhere/vm1+root.qcow2", False),
+        ("/pool/vm2+root.qcow2", False),
+        ("/pool/vm1", False),
+    ],
+)
+def test_the_files_of_the_journals_machines_are_known_by_folder_and_name(path: str, *, is_own: bool) -> None:
+    record = host(wish())
+    record.machines["vm1"] = made(wish(), record)
+
+    assert is_own_file(record, path) is is_own
 
 
 def test_a_machine_of_another_template_keeps_its_disk() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmd.core.backing import Dependents
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.entity import Entity
 from kvmd.core.image import inspect_head
@@ -294,11 +295,11 @@ class FolderContract(StoreContract):
 
     async def test_what_reads_from_a_volume_is_found(self, store: PoolStore) -> None:
         placement = await make(store)
-        assert await store.dependents(placement.path) == []
+        assert await store.dependents(placement.path) == Dependents()
         disk = Path(placement.path).with_name("vm1.qcow2")
         disk.write_bytes(overlay(1 << 30, Backing(placement.path, "raw")))
-        assert await store.dependents(placement.path) == [str(disk)]
-        assert await store.dependents(str(disk)) == []
+        assert await store.dependents(placement.path) == Dependents((str(disk),))
+        assert await store.dependents(str(disk)) == Dependents()
 
     async def test_what_reads_from_a_volume_by_another_name_of_its_folder_is_found(
         self, store: PoolStore, tmp_path: Path
@@ -309,4 +310,4 @@ class FolderContract(StoreContract):
         disks = [folder / "vm1.qcow2", folder / "vm2.qcow2"]
         disks[0].write_bytes(overlay(1 << 30, Backing(str(tmp_path / "alias" / name), "raw")))
         disks[1].write_bytes(overlay(1 << 30, Backing(f"/{placement.path}", "raw")))
-        assert await store.dependents(placement.path) == [*map(str, disks)]
+        assert await store.dependents(placement.path) == Dependents(tuple(map(str, disks)))

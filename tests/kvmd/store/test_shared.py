@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmd.core.backing import Dependents
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.compression import Bounds, Compression
 from kvmd.core.lease import Lease, file_of
@@ -333,9 +334,9 @@ async def test_a_disk_of_the_pool_keeps_no_volume_that_stays_anyway(of_host: Mak
     placement = await make(first)
     disk = pool / "vm.qcow2"
     disk.write_bytes(overlay(1 << 30, Backing(placement.path, "raw")))
-    assert list(await first.dependents(placement.path)) == [str(disk)]
+    assert await first.dependents(placement.path) == Dependents((str(disk),))
     await second.hold(placement, is_ours=False)
-    assert list(await first.dependents(placement.path)) == []
+    assert await first.dependents(placement.path) == Dependents()
 
 
 @pytest.mark.parametrize("content", [b"torn", b"[" * 4096, None, "fifo"])
