@@ -40,6 +40,7 @@ from kvmd.ports import Volume, VolumeRequest
 from kvmd.store import placed
 from kvmd.store.allotting import Allotter
 from kvmd.store.calls import translated
+from kvmd.store.descriptors import opened
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.partial import PartialVolume
 from kvmd.store.patience import patiently
@@ -224,14 +225,14 @@ class BlockStore:
     async def _filled(self, volume: PartialVolume, request: VolumeRequest, pool: BlockPool) -> PartialVolume:
         """Fill a fresh volume from the one of the same content, where a device of this machine leads to it. Else it is downloaded."""
         other = request.copy_of
-        holding = None if other is None else await self._allotter.holding_of(other, pool)
-        if other is None or holding is None or pool.type in REMOTE or not holding.placement().is_same_file(other):
-            return volume
-        whole = RangeSet((ByteRange(0, other.size),))
-        checkpoint = Checkpoint(Entity(other.size, has_ranges=True), promised=(other.digest,), stored=whole)
         try:
+            holding = None if other is None else await self._allotter.holding_of(other, pool)
+            if other is None or holding is None or pool.type in REMOTE or not holding.placement().is_same_file(other):
+                return volume
+            whole = RangeSet((ByteRange(0, other.size),))
+            checkpoint = Checkpoint(Entity(other.size, has_ranges=True), promised=(other.digest,), stored=whole)
             with translated(f"copying {holding.slot.path}"):
-                source = await self._on_thread(os.open, holding.slot.path, os.O_RDONLY | os.O_CLOEXEC)
+                source = await opened(self._executor, os.open, holding.slot.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 await volume.take_over(checkpoint, source)
             finally:

@@ -23,6 +23,7 @@ from kvmd.log import get_logger
 from kvmd.ports import Converter, VolumeRequest
 from kvmd.store.calls import punch_hole, translated
 from kvmd.store.converted import RawFile
+from kvmd.store.descriptors import close_unwanted
 from kvmd.store.hashing import FrontierHash, Stopped, digest_part
 from kvmd.store.inline import Inline
 from kvmd.store.looking import image_of, placement_of
@@ -129,7 +130,7 @@ class PartialVolume:
         The digest is taken of the copy like of a download, so a file that changed meanwhile is noticed.
         """
         what = f"copying {other.path} to {self._path}"
-        fd = await self._perform(what, self._files.open_finished, other)
+        fd = await self._perform(what, self._files.open_finished, other, is_opening=True)
         if fd is None:
             return
         try:
@@ -159,7 +160,7 @@ class PartialVolume:
 
     async def open_sealed(self) -> int:
         """See the port."""
-        return await self._perform(f"reading {self._path}", self._open_sealed)
+        return await self._perform(f"reading {self._path}", self._open_sealed, is_opening=True)
 
     async def convert(self, image: ImageHead, converter: Converter) -> Stored:
         """See the port. Where it goes wrong what was downloaded is as good as before."""
@@ -203,14 +204,24 @@ class PartialVolume:
         finally:
             self._space.release()
 
-    async def _perform(self, what: str, work: Callable[..., T], *arguments: object, is_aside: bool = False) -> T:
-        """Do blocking work on a thread; after an error nothing but closing is possible, unless it touches only other files."""
+    async def _perform(
+        self, what: str, work: Callable[..., T], *arguments: object, is_aside: bool = False, is_opening: bool = False
+    ) -> T:
+        """Do blocking work on a thread; after an error nothing but closing is possible, unless it touches only other files.
+
+        ``is_opening``: it gives a descriptor, which is closed where nobody waits for it any more.
+        """
         self._check_usable(what)
         with translated(what):
             working = asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
             self._working.add(working)
             working.add_done_callback(self._working.discard if is_aside else self._worked)
-            return await asyncio.shield(working)
+            try:
+                return await asyncio.shield(working)
+            except asyncio.CancelledError:
+                if is_opening:
+                    working.add_done_callback(close_unwanted)
+                raise
 
     async def _copy_all(self, what: str, source: int, wanted: RangeSet) -> None:
         for whole in wanted:

@@ -22,6 +22,7 @@ from kvmd.errors import ExistsError, InUseError, MadeElsewhereError, NoSpaceErro
 from kvmd.log import get_logger
 from kvmd.ports import Holder, VolumeRequest
 from kvmd.store.calls import translated
+from kvmd.store.descriptors import opened
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.leases import Holding, Leases, Taken
 from kvmd.store.leftovers import Leftover, Leftovers
@@ -173,7 +174,8 @@ class SharedStore:
             await self._on_thread(what, self._leftovers.delete, own.name, left.key)
             return await self._inner.open(own)
         try:
-            source = await self._on_thread(what, self._leftovers.open, own, left)
+            with translated(what):
+                source = await opened(self._executor, self._leftovers.open, own, left)
             try:
                 await volume.take_over(left.checkpoint, source)
             finally:
@@ -184,8 +186,12 @@ class SharedStore:
         except BaseException:
             await volume.close(discard=True)
             raise
-        with suppress(StoreError):
-            await self._on_thread(what, self._leftovers.delete, own.name, left.key)
+        try:
+            with suppress(StoreError):
+                await self._on_thread(what, self._leftovers.delete, own.name, left.key)
+        except BaseException:
+            await volume.close(discard=False)
+            raise
         return volume
 
     def _let_go(self, request: VolumeRequest, holding: Holding) -> None:

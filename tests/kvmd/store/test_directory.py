@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,6 +89,22 @@ async def test_a_volume_that_was_written_to_is_read_again(store: DirectoryStore,
     assert found is not None
     assert found.placement.digest != placement.digest
     assert not await store.remove(placement)
+
+
+async def test_a_sealed_file_that_nobody_waits_for_any_more_is_not_kept_open(pool: Path) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        volume = await DirectoryStore("pool", pool, executor=thread).open(request())
+        await volume.write(0, CONTENT)
+        await volume.seal(SIZE)
+        before, busy = len(os.listdir("/proc/self/fd")), threading.Event()
+        thread.submit(busy.wait)
+        opening = asyncio.create_task(volume.open_sealed())
+        await asyncio.wait([opening], timeout=0.05)
+        opening.cancel()
+        await asyncio.wait([opening])
+        busy.set()
+        await volume.close(discard=False)
+        assert len(os.listdir("/proc/self/fd")) <= before
 
 
 async def test_runs_of_zeros_take_no_space(store: DirectoryStore, pool: Path) -> None:

@@ -7,9 +7,10 @@ import gzip
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -353,6 +354,47 @@ async def test_what_lies_about_that_no_kvmd_has_written_keeps_nobody_from_the_vo
     await volume.commit()
     await volume.close(discard=False)
     assert (pool / "disk").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("moment", range(1, 9))
+async def test_an_opening_that_is_cancelled_at_any_moment_keeps_nothing_open(pool: Path, moment: int) -> None:
+    with Cancelling() as threads:
+        inner = DirectoryStore("pool", pool, executor=threads)
+        other, store = (
+            SharedStore(inner, pool, executor=threads, host=host, lease_s=LEASE_S) for host in ("kvm02", "kvm01")
+        )
+        os.close(await vanished(other, pool))
+        (pool / ".kvmd" / "shared" / file_of("disk", 1)).unlink()
+        before = len(os.listdir("/proc/self/fd"))
+        opening = asyncio.create_task(store.open(request()))
+        threads.cancel(opening, at=moment)
+        try:
+            volume = await opening
+        except asyncio.CancelledError:
+            volume = await until_taken(store)
+        assert volume.checkpoint is not None
+        assert volume.checkpoint.stored.length == HALF
+        await volume.close(discard=True)
+        await eventually(lambda: len(os.listdir("/proc/self/fd")) == before)
+
+
+class Cancelling(ThreadPoolExecutor):
+    """Threads; ``cancel`` has a task cancelled as soon as they get work from then on for the so many-th time."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self._task: asyncio.Task[SharedVolume] | None = None
+        self._left = 0
+
+    def cancel(self, task: asyncio.Task[SharedVolume], *, at: int) -> None:
+        self._task, self._left = task, at
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        given = super().submit(fn, *args, **kwargs)
+        self._left -= 1
+        if self._left == 0 and self._task is not None:
+            self._task.cancel()
+        return given
 
 
 def lay(path: Path, content: bytes | str | None) -> None:
