@@ -81,10 +81,20 @@ def read_record(folder: Path) -> HostRecord:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version not in {_VERSION, *_STEPS}:
                 raise sqlite3.DatabaseError(f"version {version}, expected {_VERSION}")
+            if version in _STEPS:
+                return _taken_over(database, version)
             database.execute("BEGIN")  # all of it as of one moment
             return _load(database)
     except (sqlite3.Error, ValidationError) as exc:
         raise _unusable(path, exc) from exc
+
+
+def _taken_over(database: sqlite3.Connection, version: int) -> HostRecord:
+    """Give what a journal of an older version will hold when the daemon has taken it over."""
+    with closing(sqlite3.connect(":memory:")) as copy:
+        database.backup(copy)
+        copy.executescript(_STEPS[version])
+        return _load(copy)
 
 
 class SqliteJournal:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmd.journal import read_record
 from tests.kvmd.daemon.harness import Daemon, Site, record, running, sha256
 from tests.support import images
 from tests.support.brokers import Broker, NatsBroker
@@ -164,6 +165,8 @@ async def test_a_journal_of_the_version_before_is_taken_over(kvmd: Daemon, lab: 
             database.execute(f"DROP TABLE {table}")
         database.execute("PRAGMA user_version = 1")
     database.close()
+    (told,) = read_record(kvmd.state).replicas.values()
+    assert told.status.last_used is not None, "a dry run judges as the daemon will"
 
     await kvmd.start()
 
