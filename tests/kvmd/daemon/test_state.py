@@ -165,7 +165,7 @@ async def test_a_journal_of_the_version_before_is_taken_over(kvmd: Daemon, lab: 
             database.execute(f"DROP TABLE {table}")
         database.execute("PRAGMA user_version = 1")
     database.close()
-    (told,) = read_record(kvmd.state).replicas.values()
+    (told,) = (await asyncio.to_thread(read_record, kvmd.state)).replicas.values()
     assert told.status.last_used is not None, "a dry run judges as the daemon will"
 
     await kvmd.start()
