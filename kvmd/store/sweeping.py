@@ -109,7 +109,7 @@ def _is_locked(staging: int, names: Sequence[str]) -> bool:
     for name in names:
         if not name.endswith(".part"):
             continue
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # gone, or no file: then it cannot be locked to be deleted either, and stays
             fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=staging)
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

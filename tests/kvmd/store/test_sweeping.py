@@ -15,6 +15,7 @@ import pytest
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.core.garbage import Remnant
 from kvmd.core.ranges import ByteRange, RangeSet
+from kvmd.errors import StoreError
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.shared import SharedStore
 from tests.kvmd.store.contract import CONTENT, ENTITY, HALF, request
@@ -45,6 +46,23 @@ async def leave(store: DirectoryStore | SharedStore, name: str) -> None:
 def age(folder: Path) -> None:
     for path in (folder / ".kvmd").iterdir():
         os.utime(path, (LONG_AGO.timestamp(),) * 2)
+
+
+async def test_what_is_no_file_keeps_nothing_else_from_being_found(store: DirectoryStore, tmp_path: Path) -> None:
+    await leave(store, "disk")
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"x")
+    name = f"{{}}.{request().key}.part"
+    (tmp_path / ".kvmd" / name.format("link")).symlink_to(victim)
+    (tmp_path / ".kvmd" / name.format("folder")).mkdir()
+    os.mkfifo(tmp_path / ".kvmd" / name.format("fifo"))
+    age(tmp_path)
+    found = {one.volume: one for one in await store.remnants(unlocked_since=datetime.now(UTC))}
+    assert await store.sweep(found["disk"])
+    for volume in ("link", "folder"):
+        with pytest.raises(StoreError):
+            await store.sweep(found[volume])
+    assert victim.exists()
 
 
 async def test_what_was_written_in_a_year_that_no_calendar_knows_is_young(executor: ThreadPoolExecutor) -> None:
