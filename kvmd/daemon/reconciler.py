@@ -280,13 +280,14 @@ class Reconciler:
 
     async def _hold_what_is_ready(self) -> None:
         """Note in shared pools what this host needs: it may have been ready before the pool was one."""
-        for replica in tuple(self._record.replicas.values()):
-            sharing = self._rules.shared.get(replica.key.pool)
-            if sharing is None or replica.placement is None or replica.status.state is not ReplicaState.READY:
+        for key in tuple(self._record.replicas):
+            replica, sharing = self._record.replicas[key], self._rules.shared.get(key.pool)
+            is_at_rest = replica.status.state is ReplicaState.READY and key not in self._running
+            if sharing is None or replica.placement is None or not is_at_rest:
                 continue
             try:
                 await sharing.hold(replica.placement, is_ours=replica.is_ours)
-            except StoreError as exc:
+            except KvmdError as exc:
                 log.warning("volume of a shared pool is not where it was", volume=replica.placement.path, exc=exc)
 
     async def _waits_for_another(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
 import signal
+import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -72,6 +74,31 @@ async def test_three_hosts_download_an_image_once_and_the_others_say_who_does(
         assert f"host {makers[0]} downloads it into the shared pool" in waits[-1].message
         assert len(waits) == 1
         assert any(0 < one.done < len(IMAGE) for one in lab.watch.progress("deb12", host=host.host))
+
+
+async def test_rubbish_among_what_hosts_tell_each_other_neither_ends_a_daemon_nor_keeps_it_from_a_volume(
+    hosts: list[SharedHost], lab: Site, hostile: HostileServer
+) -> None:
+    hostile.add("disk.raw", IMAGE)
+    (host, *_) = hosts
+    async with sharing(host):
+        template = record("deb12", hostile.url("disk.raw"), IMAGE)
+        await lab.deploy(template)
+        await lab.watch.replica("deb12", "ready", host=host.host)
+        told = host.volume("deb12").parent / ".kvmd" / "shared"
+        (told / "deb12@kvm08.ref").write_bytes(b"[" * 4096)
+        os.mkfifo(told / "deb12@kvm09.ref")
+        lease = b'{"host": "kvm09", "token": "t", "lease_s": 1, "beat": 1, "done": -5, "size": -7}'
+        (told / "other@1.lease").write_bytes(lease + b"\n%08x\n" % zlib.crc32(lease))
+        os.mkfifo(told / "third@1.lease")
+        await host.restart()
+        for name in ("other", "third"):
+            await lab.deploy(record(name, hostile.url("disk.raw"), IMAGE))
+            await lab.watch.replica(name, "ready", host=host.host)
+        await lab.bare("deploy/host/kvm01/deb12", {"template": template, "ensure": "absent"})
+        absent = await lab.watch.replica("deb12", "absent", host=host.host)
+    assert "kvm08, kvm09 need it" in absent.message
+    assert host.volume("deb12").read_bytes() == IMAGE
 
 
 async def test_where_the_holder_is_killed_another_host_goes_on_from_its_journal(
