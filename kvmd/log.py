@@ -95,6 +95,17 @@ def configure(settings: LogSettings, *, stream: TextIO | None = None, environ: M
     root.setLevel(settings.level.upper())
 
 
+def give_up() -> None:
+    """Drop what a full disk or a closed pipe keeps of the log: Python would end with 120 for it, whatever else happened."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
 class TextFormatter(logging.Formatter):
     """``message key=value ...``: for the journal after a priority like ``<6>``, else after time and level."""
 

@@ -15,4 +15,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the daemon until SIGTERM."""
     settings = load(arguments.config, os.environ).settings
     log.configure(settings.log)
-    return asyncio.run(daemon.run(settings, os.environ))
+    try:
+        return asyncio.run(daemon.run(settings, os.environ))
+    finally:
+        log.give_up()

@@ -281,7 +281,8 @@ async def test_a_server_that_accepts_and_is_silent_is_unreachable_in_time(own: N
     source = put(own, "disk", CONTENT)
     own.server.process.signal(signal.SIGSTOP)
     started = time.monotonic()
-    with Lag() as lag, pytest.raises(SourceUnreachableError, match="within 1 s"):
+    expected = (SourceUnreachableError, SourceStalledError)  # it may still take the connection before it stops
+    with Lag() as lag, pytest.raises(expected, match=r"(within|for) 1 s"):
         await source.probe()
     assert time.monotonic() - started < 3
     assert lag.worst_s < 0.5
