@@ -217,6 +217,9 @@ def test_standard_error_is_the_default() -> None:
 @pytest.mark.parametrize(("end", "code"), [("", 120), ("kvmd.log.give_up()", 0)], ids=["as it is", "given up"])
 def test_what_a_full_disk_keeps_of_the_log_does_not_change_the_exit_code(end: str, code: int) -> None:
     script = f"import sys, kvmd.log; sys.stdout.write('kept in the buffer'); {end}"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=full, check=False, timeout=15)
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdout=full, stderr=full, env=environment, check=False, timeout=15
+        )
     assert done.returncode == code
