@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from kvmd.core.allotment import (
 )
 from kvmd.core.partitioning import HEAD, partition_ids
 from kvmd.core.placement import Placement
-from kvmd.errors import ExistsError, NoSpaceError, PoolMissingError, StoreIoError
+from kvmd.errors import ExistsError, InUseError, NoSpaceError, PoolMissingError, StoreIoError
 from kvmd.hypervisor.connection import CALL_S, Connection
 from kvmd.hypervisor.pools import FIXED, NUMBERED
 from kvmd.hypervisor.volumes import BlockPool, block_pool, create_volume, delete_volume
@@ -124,11 +125,15 @@ class Allotter:
         self._worked_on.discard(slot)
 
     async def vacate(self, holding: Holding) -> None:
-        """Have what it holds not count any more, and give the volume back to the pool."""
+        """Have what it holds not count any more, and give the volume back to the pool. Raises InUseError, and then it counts still."""
         async with self._claiming:
             await self._write(Vacant(holding.slot, holding.size, holding.sample))
             pool = await self.look()
-            await self._delete(holding.slot, pool)
+            try:
+                await self._delete(holding.slot, pool)
+            except InUseError:
+                await self._write(holding)
+                raise
 
     async def vacate_superseded(self, pool: BlockPool) -> None:
         """Give back the volumes whose names later ones have."""
@@ -204,8 +209,11 @@ class Allotter:
 
     async def _tidied(self, pool: BlockPool, vacant: Sequence[Slot]) -> BlockPool:
         """Delete own volumes that are of no use here, which may make the room that is missing."""
-        gone = [slot for slot in vacant if await self._delete(slot, pool)]
-        return await self.look() if gone else pool
+        is_any_gone = False
+        for slot in vacant:
+            with suppress(InUseError):  # it is deleted another time, and must not keep others from the pool
+                is_any_gone = await self._delete(slot, pool) or is_any_gone
+        return await self.look() if is_any_gone else pool
 
     async def _make(self, pool: BlockPool, name: str, size: int) -> Slot:
         if rounded(size) > pool.room:
