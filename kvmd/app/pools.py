@@ -18,11 +18,11 @@ from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.library import load_libvirt
 from kvmd.hypervisor.pools import FIXED, FOLDERS, REMOTE, PoolFacts, check_pool
 from kvmd.ports import PoolStore, Sharing
-from kvmd.store.block import BlockStore
+from kvmd.store.block.store import BlockStore
 from kvmd.store.calls import filesystem_type, network_filesystem
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.libvirt import LibvirtStore
-from kvmd.store.shared import SharedStore
+from kvmd.store.shared.store import SharedStore
 from kvmd.store.zeros import Allocation
 
 STAGING = "staging"

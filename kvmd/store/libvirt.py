@@ -13,7 +13,7 @@ from kvmd.errors import KvmdError
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.pools import BLOCKS, FOLDERS, PoolFacts, active_pool, pool_facts, unsuitable_pool
 from kvmd.ports import Holder, PoolStore, Volume, VolumeRequest
-from kvmd.store.block import BlockStore
+from kvmd.store.block.store import BlockStore
 from kvmd.store.listed import ListedStore
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolState, PoolStatus

@@ -16,7 +16,7 @@ from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.pools import VolumeFacts, active_pool, listed_volume, refresh_pool
 from kvmd.ports import Holder, PoolStore, Volume, VolumeRequest
 from kvmd.store.patience import patiently
-from kvmd.store.shared import SharedStore
+from kvmd.store.shared.store import SharedStore
 from kvmd.store.wrapped import WrappedVolume
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolStatus

@@ -20,7 +20,7 @@ from kvmd.daemon.users import Users
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.domains import LibvirtDomains
 from kvmd.store.directory import DirectoryStore
-from kvmd.store.shared import SharedStore
+from kvmd.store.shared.store import SharedStore
 from kvmwire.status import MachineState, MachineStatus
 from tests.kvmd.daemon.test_users import define
 from tests.support import images

@@ -10,7 +10,7 @@ import pytest
 
 from kvmd.core.allotment import Holding, Note, decode
 from kvmd.hypervisor.connection import Connection
-from kvmd.store.block import BlockStore
+from kvmd.store.block.store import BlockStore
 from kvmd.store.directory import DirectoryStore
 from tests.support.blockpools import MIB, BlockPool, disk_pool, iscsi_pool
 from tests.support.libvirtd import Libvirtd

@@ -23,7 +23,7 @@ from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import StoreError
 from kvmd.store import calls, staging
 from kvmd.store.directory import DirectoryStore
-from kvmd.store.shared import SharedStore
+from kvmd.store.shared.store import SharedStore
 from tests.kvmd.store.contract import CONTENT, ENTITY, SIZE, request
 
 LEASE_S = 0.6

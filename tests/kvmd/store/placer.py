@@ -15,7 +15,7 @@ from kvmd.core.entity import Entity
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.hypervisor.connection import Connection
 from kvmd.ports import VolumeRequest
-from kvmd.store.block import BlockStore
+from kvmd.store.block.store import BlockStore
 from kvmd.store.directory import DirectoryStore
 from kvmwire.digest import Algorithm
 

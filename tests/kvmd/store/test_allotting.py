@@ -13,7 +13,7 @@ from kvmd.core.allotment import Holding, Intention, Slot, Vacant, encode
 from kvmd.errors import ExistsError, NoSpaceError
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.volumes import BlockPool, create_volume
-from kvmd.store.allotting import Allotter
+from kvmd.store.block.allotting import Allotter
 from kvmwire.digest import Algorithm, Digest
 
 MIB = 1 << 20

@@ -15,9 +15,9 @@ from kvmd.core.allotment import Holding, decode, encode
 from kvmd.core.placement import Stored
 from kvmd.errors import ConvertError, InUseError, NoSpaceError, StoreIoError
 from kvmd.hypervisor.connection import Connection
-from kvmd.store import placed
-from kvmd.store.block import BlockStore
-from kvmd.store.devices import Device
+from kvmd.store.block import placed
+from kvmd.store.block.devices import Device
+from kvmd.store.block.store import BlockStore
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolState
 from tests.kvmd.store.blocks import (

@@ -15,7 +15,7 @@ import pytest
 from kvmd.core.allotment import Holding, Intention, Note, Vacant, encode, subject
 from kvmd.errors import ExistsError, HypervisorUnreachableError, PoolMissingError
 from kvmd.store import patience
-from kvmd.store.block import BlockStore
+from kvmd.store.block.store import BlockStore
 from kvmwire.digest import Algorithm
 from tests.kvmd.store.blocks import NOTES, holdings, libvirtd, notes, pool, staged, staging, store
 from tests.kvmd.store.contract import CONTENT, SIZE, digest, keep_half, make, request

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvmd.errors import InUseError, PoolReadonlyError
-from kvmd.store.devices import LocalDevice, refusal
+from kvmd.store.block.devices import LocalDevice, refusal
 from tests.support.programs import require_program, require_root
 
 SIZE = 4 << 20

@@ -21,7 +21,7 @@ from kvmd.errors import (
 )
 from kvmd.hypervisor.connection import Connection
 from kvmd.store import patience
-from kvmd.store.block import BlockStore
+from kvmd.store.block.store import BlockStore
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.libvirt import LibvirtStore
 from kvmwire.digest import Algorithm

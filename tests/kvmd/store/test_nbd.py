@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmd.store.devices import Device
-from kvmd.store.nbd import NbdDevice
+from kvmd.store.block.devices import Device
+from kvmd.store.block.nbd import NbdDevice
 from tests.support.programs import require_program
 from tests.support.waiting import eventually_blocking
 

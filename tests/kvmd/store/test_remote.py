@@ -9,7 +9,7 @@ from pathlib import Path
 from kvmd.core.allotment import Slot
 from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.volumes import Server, server_of
-from kvmd.store.remote import arguments
+from kvmd.store.block.remote import arguments
 from tests.kvmd.store.blocks import block_store
 from tests.kvmd.store.contract import CONTENT, SIZE, make
 from tests.support.blockpools import MIB, iscsi_pool

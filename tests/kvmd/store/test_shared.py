@@ -23,8 +23,8 @@ from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import ExistsError, InUseError, KeptForOthersError
 from kvmd.ports import Packing
 from kvmd.store.directory import DirectoryStore
-from kvmd.store.leases import new_token
-from kvmd.store.shared import SharedStore, SharedVolume
+from kvmd.store.shared.leases import new_token
+from kvmd.store.shared.store import SharedStore, SharedVolume
 from kvmwire.digest import Algorithm
 from tests.kvmd.mounts import tmpfs
 from tests.kvmd.store.contract import (

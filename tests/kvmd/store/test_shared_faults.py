@@ -17,7 +17,7 @@ import pytest
 
 from kvmd.errors import InUseError
 from kvmd.store.directory import DirectoryStore
-from kvmd.store.shared import SharedStore
+from kvmd.store.shared.store import SharedStore
 from kvmwire.digest import Algorithm
 from tests.kvmd.store.contract import CONTENT, SIZE, digest, request
 from tests.kvmd.store.holder import LEASE_S

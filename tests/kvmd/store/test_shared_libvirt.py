@@ -10,10 +10,10 @@ import pytest
 
 from kvmd.errors import InUseError, KeptForOthersError
 from kvmd.hypervisor.connection import Connection
-from kvmd.store.block import BlockStore
+from kvmd.store.block.store import BlockStore
 from kvmd.store.directory import DirectoryStore
 from kvmd.store.libvirt import LibvirtStore
-from kvmd.store.shared import SharedStore
+from kvmd.store.shared.store import SharedStore
 from kvmwire.digest import Algorithm
 from tests.kvmd.store.contract import make, request
 from tests.support.libvirtd import Libvirtd

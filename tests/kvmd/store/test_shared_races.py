@@ -14,9 +14,9 @@ import pytest
 
 from kvmd.core.placement import Placement
 from kvmd.errors import InUseError
-from kvmd.store.leases import Holding, Leases
 from kvmd.store.looking import placement_of
-from kvmd.store.references import References
+from kvmd.store.shared.leases import Holding, Leases
+from kvmd.store.shared.references import References
 from tests.kvmd.store.contract import digest
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from kvmd.core.garbage import Remnant
 from kvmd.core.ranges import ByteRange, RangeSet
 from kvmd.errors import StoreError
 from kvmd.store.directory import DirectoryStore
-from kvmd.store.shared import SharedStore
+from kvmd.store.shared.store import SharedStore
 from tests.kvmd.store.contract import CONTENT, ENTITY, HALF, request
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)

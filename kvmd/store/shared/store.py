@@ -24,10 +24,10 @@ from kvmd.ports import Holder, VolumeRequest
 from kvmd.store.calls import translated
 from kvmd.store.descriptors import opened
 from kvmd.store.directory import DirectoryStore
-from kvmd.store.leases import Holding, Leases, Taken
-from kvmd.store.leftovers import Leftover, Leftovers
 from kvmd.store.partial import PartialVolume
-from kvmd.store.references import References
+from kvmd.store.shared.leases import Holding, Leases, Taken
+from kvmd.store.shared.leftovers import Leftover, Leftovers
+from kvmd.store.shared.references import References
 from kvmd.store.wrapped import WrappedVolume
 from kvmwire.digest import Algorithm
 from kvmwire.status import PoolStatus

@@ -10,9 +10,9 @@ from dataclasses import replace
 from kvmd.core.allotment import Holding, Slot, Vacant
 from kvmd.core.placement import Placement, Stored
 from kvmd.hypervisor.volumes import Server
-from kvmd.store.devices import Device, LocalDevice
-from kvmd.store.placing import check_same, digest_device, head_of, place, sample_of
-from kvmd.store.remote import remote_device
+from kvmd.store.block.devices import Device, LocalDevice
+from kvmd.store.block.placing import check_same, digest_device, head_of, place, sample_of
+from kvmd.store.block.remote import remote_device
 from kvmwire.digest import Algorithm
 
 

@@ -37,8 +37,8 @@ from kvmd.hypervisor.connection import Connection
 from kvmd.hypervisor.pools import FIXED, REMOTE
 from kvmd.hypervisor.volumes import BlockPool, Server, server_of
 from kvmd.ports import Volume, VolumeRequest
-from kvmd.store import placed
-from kvmd.store.allotting import Allotter
+from kvmd.store.block import placed
+from kvmd.store.block.allotting import Allotter
 from kvmd.store.calls import translated
 from kvmd.store.descriptors import opened
 from kvmd.store.directory import DirectoryStore

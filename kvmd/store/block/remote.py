@@ -16,8 +16,8 @@ from typing import IO
 from kvmd.core.allotment import SECTOR, Slot
 from kvmd.errors import PoolUnsupportedError
 from kvmd.hypervisor.volumes import Server
-from kvmd.store.devices import Device
-from kvmd.store.nbd import NbdDevice
+from kvmd.store.block.devices import Device
+from kvmd.store.block.nbd import NbdDevice
 
 _ACTIVATE = 'exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
 """Hands the socket on as systemd does (sd_listen_fds(3))."""

@@ -14,8 +14,8 @@ from kvmd.core.placement import Placement
 from kvmd.errors import InUseError, KeptForOthersError
 from kvmd.log import get_logger
 from kvmd.store.calls import read_small, rename_noreplace
-from kvmd.store.leases import SHARED, host_mark, new_token, open_shared
 from kvmd.store.looking import placement_of
+from kvmd.store.shared.leases import SHARED, host_mark, new_token, open_shared
 from kvmd.store.staging import STAGING, open_folder
 
 log = get_logger(__name__)

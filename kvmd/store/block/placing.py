@@ -10,7 +10,7 @@ import time
 from kvmd.core.bucket import Bucket
 from kvmd.core.image import ImageHead, inspect_file
 from kvmd.errors import StoreIoError
-from kvmd.store.devices import Device
+from kvmd.store.block.devices import Device
 from kvmd.store.hashing import Stopped, hasher
 from kvmd.store.zeros import Allocation, zero_runs
 from kvmwire.digest import Algorithm, Digest

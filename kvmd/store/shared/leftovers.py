@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvmd.core.checkpoint import Checkpoint
 from kvmd.ports import VolumeRequest
-from kvmd.store.leases import host_mark
+from kvmd.store.shared.leases import host_mark
 from kvmd.store.staging import PARTIAL, STAGING, PartialFiles, open_folder
 
 CONTENT_DIGITS = 16

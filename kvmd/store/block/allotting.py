@@ -31,9 +31,9 @@ from kvmd.hypervisor.connection import CALL_S, Connection
 from kvmd.hypervisor.pools import FIXED, NUMBERED
 from kvmd.hypervisor.volumes import BlockPool, block_pool, create_volume, delete_volume
 from kvmd.log import get_logger
+from kvmd.store.block.devices import refusal
+from kvmd.store.block.notes import Notes
 from kvmd.store.calls import translated
-from kvmd.store.devices import refusal
-from kvmd.store.notes import Notes
 
 log = get_logger(__name__)
 T = TypeVar("T")

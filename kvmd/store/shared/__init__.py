@@ -1,0 +1,1 @@
+"""Folders that several hosts have as their storage pool."""
