@@ -8,7 +8,7 @@ import os
 import resource
 import stat
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from kvmd.errors import OpenFilesError, store_error
 
@@ -45,7 +45,8 @@ def rename_noreplace(old: str, new: str, *, old_dir: int, new_dir: int) -> None:
         ours = os.stat(old, dir_fd=old_dir, follow_symlinks=False)
         if not os.path.samestat(ours, os.stat(new, dir_fd=new_dir, follow_symlinks=False)):
             raise
-    os.unlink(old, dir_fd=old_dir)
+    with suppress(FileNotFoundError):  # a repeated request again, or another host that tidied up
+        os.unlink(old, dir_fd=old_dir)
 
 
 def rename_exchange(one: str, other: str, *, one_dir: int, other_dir: int) -> bool:
