@@ -91,7 +91,8 @@ async def make(pool: Path) -> str:
         except StoreError as exc:
             return exc.code
         else:
-            await store.discard("disk")
+            with suppress(StoreError):  # as sessions do: others may tidy up at the same time
+                await store.discard("disk")
             return "ready"
         finally:
             await volume.close(discard=False)
