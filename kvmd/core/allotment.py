@@ -7,16 +7,14 @@ but a note that says so makes what a volume holds count.
 from __future__ import annotations
 
 import hashlib
-import json
-import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from kvmd.core import checked
 from kvmd.core.placement import Placement
 from kvmd.core.provenance import Provenance, Record
-from kvmwire.codes import WireError
 from kvmwire.digest import Digest
 
 _VERSION = 1
@@ -116,28 +114,22 @@ def encode(note: Note) -> bytes:
     fields = asdict(note)
     if isinstance(note, Holding):
         fields |= {"digest": str(note.digest), "provenance": _record(note)}
-    body = json.dumps({"version": _VERSION, "kind": kind, **fields}).encode()
-    return body + b"\n%08x\n" % zlib.crc32(body)
+    return checked.encode({"kind": kind, **fields}, version=_VERSION)
 
 
 def decode(data: bytes) -> Note | None:
     """Read what ``encode`` wrote; None for anything else: torn, changed, or of another version."""
-    body, _, check = data.partition(b"\n")
-    if check != b"%08x\n" % zlib.crc32(body):
-        return None
-    try:
-        fields: dict[str, Any] = json.loads(body)
-        if fields.pop("version") != _VERSION:
-            return None
-        kind = _KINDS[fields.pop("kind")]
-        if "slot" in fields:
-            fields["slot"] = Slot(**fields["slot"])
-        if kind is Holding:
-            record = Record.decode(fields["provenance"].encode())
-            fields |= {"digest": Digest.parse(fields["digest"]), "provenance": record and record.provenance}
-        return kind(**fields)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WireError):
-        return None
+    return checked.decode(data, _from_json, version=_VERSION)
+
+
+def _from_json(fields: dict[str, Any]) -> Note:
+    kind = _KINDS[fields.pop("kind")]
+    if "slot" in fields:
+        fields["slot"] = Slot(**fields["slot"])
+    if kind is Holding:
+        record = Record.decode(fields["provenance"].encode())
+        fields |= {"digest": Digest.parse(fields["digest"]), "provenance": record and record.provenance}
+    return kind(**fields)
 
 
 def _record(note: Holding) -> str:

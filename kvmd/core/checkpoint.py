@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvmd.core import checked
 from kvmd.core.entity import Entity
 from kvmd.core.ranges import ByteRange, RangeSet
-from kvmwire.codes import WireError
 from kvmwire.digest import Digest
 
 _VERSION = 2
@@ -43,35 +41,24 @@ class Checkpoint:
 
     def encode(self) -> bytes:
         """Encode as one JSON line and a CRC, so that a torn file is recognised."""
-        body = json.dumps(
-            {
-                "version": _VERSION,
-                "size": self.entity.size,
-                "ranges": self.entity.has_ranges,
-                "etag": self.entity.etag,
-                "last_modified": self.entity.last_modified,
-                "has_end": self.entity.has_end,
-                "promised": [str(digest) for digest in self.promised],
-                "stored": [[one.start, one.end] for one in self.stored],
-            }
-        ).encode()
-        return body + b"\n%08x\n" % zlib.crc32(body)
+        fields = {
+            "size": self.entity.size,
+            "ranges": self.entity.has_ranges,
+            "etag": self.entity.etag,
+            "last_modified": self.entity.last_modified,
+            "has_end": self.entity.has_end,
+            "promised": [str(digest) for digest in self.promised],
+            "stored": [[one.start, one.end] for one in self.stored],
+        }
+        return checked.encode(fields, version=_VERSION)
 
     @classmethod
     def decode(cls, data: bytes) -> Checkpoint | None:
         """Read what ``encode`` wrote; None for anything else: torn, changed, or of another version."""
-        body, _, check = data.partition(b"\n")
-        if check != b"%08x\n" % zlib.crc32(body):
-            return None
-        try:
-            return _from_json(json.loads(body))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WireError):
-            return None
+        return checked.decode(data, _from_json, version=_VERSION)
 
 
-def _from_json(value: dict[str, Any]) -> Checkpoint | None:
-    if value["version"] != _VERSION:
-        return None
+def _from_json(value: dict[str, Any]) -> Checkpoint:
     stored: Sequence[Sequence[int]] = value["stored"]
     return Checkpoint(
         entity=Entity(

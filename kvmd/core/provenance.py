@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from kvmd.core import checked
 from kvmd.core.compression import Compression
 from kvmd.core.image import FoundFormat
-from kvmwire.codes import WireError
 from kvmwire.digest import Digest
 
 _VERSION = 1
@@ -52,35 +50,24 @@ class Record:
     def encode(self) -> bytes:
         """Encode as one JSON line and a CRC, so that a torn file is recognised."""
         origin = self.provenance
-        body = json.dumps(
-            {
-                "version": _VERSION,
-                "volume": str(self.volume),
-                "key": self.key,
-                "made": self.made.isoformat(),
-                "served": [str(one) for one in origin.served],
-                "compression": origin.compression,
-                "image": [str(one) for one in origin.image],
-                "converted": origin.converted,
-            }
-        ).encode()
-        return body + b"\n%08x\n" % zlib.crc32(body)
+        fields = {
+            "volume": str(self.volume),
+            "key": self.key,
+            "made": self.made.isoformat(),
+            "served": [str(one) for one in origin.served],
+            "compression": origin.compression,
+            "image": [str(one) for one in origin.image],
+            "converted": origin.converted,
+        }
+        return checked.encode(fields, version=_VERSION)
 
     @classmethod
     def decode(cls, data: bytes) -> Record | None:
         """Read what ``encode`` wrote; None for anything else: torn, changed, or of another version."""
-        body, _, check = data.partition(b"\n")
-        if check != b"%08x\n" % zlib.crc32(body):
-            return None
-        try:
-            return _from_json(json.loads(body))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WireError):
-            return None
+        return checked.decode(data, _from_json, version=_VERSION)
 
 
-def _from_json(value: dict[str, Any]) -> Record | None:
-    if value["version"] != _VERSION:
-        return None
+def _from_json(value: dict[str, Any]) -> Record:
     compression, converted = value["compression"], value["converted"]
     return Record(
         volume=Digest.parse(value["volume"]),

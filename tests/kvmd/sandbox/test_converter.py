@@ -156,7 +156,7 @@ def _writers(inode: int) -> list[int]:
                 text = info.read_text()
             except OSError:
                 continue
-            is_writable = int(re.search(r"^flags:\s*(\d+)", text, re.MULTILINE)[1], 8) & os.O_ACCMODE  # type: ignore[index]
+            is_writable = int(re.search(r"^flags:\s*(\d+)", text, re.MULTILINE)[1], 8) & os.O_ACCMODE  # type: ignore[index] - every fdinfo has flags
             if f"ino:\t{inode}\n" in text and is_writable:
                 found.append(process.pid)
     return found
