@@ -101,6 +101,22 @@ def sync_found(fd: int) -> None:
             raise
 
 
+def write_small(name: str, data: bytes, *, folder: int, fresh: str) -> None:
+    """Put a file in place of whatever has the name in an open folder, durably and in one step; it is made as ``fresh``.
+
+    What has that name is deleted: a crash left it, or it is a FIFO that would keep the caller waiting. Raises OSError.
+    """
+    with suppress(FileNotFoundError):
+        os.unlink(fresh, dir_fd=folder)
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+    os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)
+
+
 def read_small(name: str, *, folder: int, most: int) -> bytes | None:
     """Give the first ``most`` bytes of a file in an open folder; None where nothing has the name, empty for what is no regular file.
 

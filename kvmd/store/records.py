@@ -11,6 +11,7 @@ import stat
 from contextlib import suppress
 
 from kvmd.core.provenance import Record
+from kvmd.store.calls import write_small
 
 SUFFIX = ".record"
 MAX_RECORD = 64 * 1024
@@ -19,14 +20,7 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 def write_record(name: str, record: Record, *, staging: int) -> None:
     """Put a record beside the volume of that name, durably and atomically. Raises OSError."""
-    final, temporary = _file(name), _file(name) + ".new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=staging)
-    with os.fdopen(fd, "wb") as file:
-        file.write(record.encode())
-        file.flush()
-        os.fsync(fd)
-    os.rename(temporary, final, src_dir_fd=staging, dst_dir_fd=staging)
-    os.fsync(staging)
+    write_small(_file(name), record.encode(), folder=staging, fresh=_file(name) + ".new")
 
 
 def read_record(name: str, *, staging: int, owner: int) -> Record | None:

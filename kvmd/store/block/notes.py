@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvmd.core.allotment import Note, decode, encode, subject
+from kvmd.store.calls import write_small
 
 _END = ".json"
 _MAX = 64 * 1024
@@ -36,29 +37,25 @@ class Notes:
         path = self._path(note)
         if not self._folder.is_dir():
             self._folder.mkdir(mode=_MODE, parents=True)
-            _sync(self._folder.parent)
-        new = path.with_suffix(".new")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(encode(note))
-            file.flush()
-            os.fsync(fd)
-        new.rename(path)
-        _sync(self._folder)
+            with _opened(self._folder.parent) as parent:
+                os.fsync(parent)
+        with _opened(self._folder) as folder:
+            write_small(path.name, encode(note), folder=folder, fresh=path.with_suffix(".new").name)
 
     def forget(self, note: Note) -> None:
         """Delete what is noted about its subject, durably."""
         self._path(note).unlink(missing_ok=True)
-        with suppress(FileNotFoundError):
-            _sync(self._folder)
+        with suppress(FileNotFoundError), _opened(self._folder) as folder:
+            os.fsync(folder)
 
     def _path(self, note: Note) -> Path:
         return self._folder / f"{subject(note)}{_END}"
 
 
-def _sync(folder: Path) -> None:
+@contextmanager
+def _opened(folder: Path) -> Generator[int]:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)

@@ -13,7 +13,7 @@ from typing import Any
 from kvmd.core.placement import Placement
 from kvmd.errors import InUseError, KeptForOthersError
 from kvmd.log import get_logger
-from kvmd.store.calls import read_small, rename_noreplace
+from kvmd.store.calls import read_small, rename_noreplace, write_small
 from kvmd.store.looking import placement_of
 from kvmd.store.shared.leases import SHARED, host_mark, new_token, open_shared
 from kvmd.store.staging import STAGING, open_folder
@@ -172,13 +172,7 @@ class References:
         name = Path(placement.path).name
         fresh = f"{name}@{new_token(self._host)}.newref"
         about = {"inode": placement.inode, "size": placement.size, "mtime_ns": placement.mtime_ns, "made": is_made}
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
-        with os.fdopen(fd, "wb") as file:
-            file.write(json.dumps(about).encode() + b"\n")
-            file.flush()
-            os.fsync(fd)
-        os.rename(fresh, _file_of(name, self._host), src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)
+        write_small(_file_of(name, self._host), json.dumps(about).encode() + b"\n", folder=folder, fresh=fresh)
 
 
 def _file_of(volume: str, host: str) -> str:
